@@ -1,0 +1,643 @@
+// THE MATHS: one struct per activation, and at the bottom the type list, which is the registry of the C++ side.
+//
+// V is a value type of math.h: a float or double, a SIMD pack, or a differentiable tensor (composite.h). A struct is
+// made once per call from its scalar parameters, and has
+//   forward(x)          f(x)
+//   derivative(x)       f'(x), at kinks and NaN as PyTorch's scalar formula has it; or gradient(g, x) = g f'(x)
+//   second(x)           f''(x); plain formulas, for it is computed in float64 whatever the dtype
+// and, where they apply,
+//   derivative_from_output(y), second_from_output(y)   h(y) = f'(x) and h'(y), with `invertible` saying for which
+//                                                      parameters y determines f'(x)
+//   is_outer(x), outer_gradient(g), inner_gradient(g)  piecewise linear: the zone, and g f' in it and elsewhere
+//   weight_derivative(x)   df/dw, where the first parameter may be a tensor that learns
+//   wide              float32 and 16-bit are computed in float64, for the terms cancel
+//
+// Knows nothing of memory, loops, dtypes or torch. Adding one: CONTRIBUTING.md.
+#pragma once
+
+#include <string_view>
+
+#include "math.h"
+
+namespace fusedact {
+
+inline constexpr double infinity = std::numeric_limits<double>::infinity();
+
+// What most activations say of themselves.
+template <int Params = 0>
+struct Plain {
+  static constexpr int params = Params;
+  static constexpr bool wide = false;
+};
+template <int Params = 0>
+struct Invertible : Plain<Params> {
+  static constexpr bool invertible(const double*) { return true; }
+};
+// Two slopes and no bend. The gradient chooses, it does not multiply by 0, so that an infinite g vanishes where f is flat.
+template <class Self, class V, int Params = 0>
+struct PiecewiseLinear : Plain<Params> {
+  FUSEDACT_FN V outer_gradient(V g) const { return g; }     // where is_outer(x)
+  FUSEDACT_FN V inner_gradient(V) const { return V(0); }  // elsewhere
+  FUSEDACT_FN V gradient(V g, V x) const {
+    const Self& self = static_cast<const Self&>(*this);
+    return select(self.is_outer(x), self.outer_gradient(g), self.inner_gradient(g));
+  }
+  FUSEDACT_FN V derivative(V x) const { return gradient(V(1), x); }
+  FUSEDACT_FN V second(V x) const { return x * V(0); }
+  FUSEDACT_FN V second_from_output(V y) const { return y * V(0); }
+};
+
+// ---- straight lines and kinks ---------------------------------------------------------------------------------------
+
+template <class V>
+struct identity : PiecewiseLinear<identity<V>, V> {
+  static constexpr std::string_view name = "identity";
+  explicit identity(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return x; }
+  FUSEDACT_FN auto is_outer(V x) const { return (x == x) | (x != x); }
+  FUSEDACT_FN V gradient_from_output(V g, V y) const { return this->gradient(g, y); }
+  static bool invertible(const double*) { return true; }
+};
+
+template <class V>
+struct relu : PiecewiseLinear<relu<V>, V> {
+  static constexpr std::string_view name = "relu";
+  explicit relu(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return at_least(x, V(0)); }
+  FUSEDACT_FN auto is_outer(V x) const { return (x > V(0)) | (x != x); }
+  FUSEDACT_FN V gradient_from_output(V g, V y) const { return this->gradient(g, y); }
+  static bool invertible(const double*) { return true; }
+};
+
+template <class V>
+struct leaky_relu : PiecewiseLinear<leaky_relu<V>, V, 1> {
+  static constexpr std::string_view name = "leaky_relu";
+  V slope;
+  explicit leaky_relu(const double* p) : slope(p[0]) {}
+  FUSEDACT_FN V inner_gradient(V g) const { return slope * g; }
+  FUSEDACT_FN V forward(V x) const { return select(x > V(0), x, slope * x); }
+  FUSEDACT_FN auto is_outer(V x) const { return x > V(0); }
+  FUSEDACT_FN V gradient_from_output(V g, V y) const { return this->gradient(g, y); }
+  static bool invertible(const double* p) { return p[0] >= 0; }
+};
+
+// leaky_relu whose slope learns.
+template <class V>
+struct prelu : PiecewiseLinear<prelu<V>, V, 1> {
+  static constexpr std::string_view name = "prelu";
+  V slope;
+  explicit prelu(const double* p) : slope(p[0]) {}
+  explicit prelu(const double*, V weight) : slope(weight) {}
+  FUSEDACT_FN V inner_gradient(V g) const { return slope * g; }
+  FUSEDACT_FN V forward(V x) const { return select(x > V(0), x, slope * x); }
+  FUSEDACT_FN auto is_outer(V x) const { return x > V(0); }
+  FUSEDACT_FN V weight_derivative(V x) const { return select(x > V(0), V(0), x); }
+};
+
+// leaky_relu whose slope is drawn anew for each element; the noise comes in as the weight.
+template <class V>
+struct rrelu : prelu<V> {
+  static constexpr std::string_view name = "rrelu";
+  using prelu<V>::prelu;
+};
+
+template <class V>
+struct threshold : PiecewiseLinear<threshold<V>, V, 2> {
+  static constexpr std::string_view name = "threshold";
+  V limit, value;
+  explicit threshold(const double* p) : limit(p[0]), value(p[1]) {}
+  FUSEDACT_FN V forward(V x) const { return select(x <= limit, value, x); }
+  FUSEDACT_FN auto is_outer(V x) const { return (x > limit) | (x != x); }
+  FUSEDACT_FN V gradient_from_output(V g, V y) const { return this->gradient(g, y); }
+  static bool invertible(const double* p) { return p[1] <= p[0]; }
+};
+
+template <class V>
+struct fatrelu : PiecewiseLinear<fatrelu<V>, V, 1> {
+  static constexpr std::string_view name = "fatrelu";
+  V limit;
+  explicit fatrelu(const double* p) : limit(p[0]) {}
+  FUSEDACT_FN V forward(V x) const { return select(x <= limit, V(0), x); }
+  FUSEDACT_FN auto is_outer(V x) const { return (x > limit) | (x != x); }
+  FUSEDACT_FN V gradient_from_output(V g, V y) const { return this->gradient(g, y); }
+  static bool invertible(const double* p) { return p[0] >= 0; }
+};
+
+template <class V>
+struct hardtanh : PiecewiseLinear<hardtanh<V>, V, 2> {
+  static constexpr std::string_view name = "hardtanh";
+  V low, high;
+  explicit hardtanh(const double* p) : low(p[0]), high(p[1]) {}
+  FUSEDACT_FN V forward(V x) const { return at_most(at_least(x, low), high); }
+  FUSEDACT_FN auto is_outer(V x) const { return ((x > low) & (x < high)) | (x != x); }
+  FUSEDACT_FN V gradient_from_output(V g, V y) const { return this->gradient(g, y); }
+  static bool invertible(const double*) { return true; }
+};
+
+template <class V>
+struct relu6 : hardtanh<V> {
+  static constexpr std::string_view name = "relu6";
+  static constexpr int params = 0;
+  static constexpr double range[] = {0, 6};
+  explicit relu6(const double*) : hardtanh<V>(range) {}
+};
+
+// torch.clamp: the edges belong to the slope, and NaN has none.
+template <class V>
+struct clamp : PiecewiseLinear<clamp<V>, V, 2> {
+  static constexpr std::string_view name = "clamp";
+  V low, high;
+  explicit clamp(const double* p) : low(p[0]), high(p[1]) {}
+  FUSEDACT_FN V forward(V x) const { return at_most(at_least(x, low), high); }
+  FUSEDACT_FN auto is_outer(V x) const { return (x >= low) & (x <= high); }
+};
+
+// relu6(x + 3) / 6
+template <class V>
+struct hardsigmoid : PiecewiseLinear<hardsigmoid<V>, V> {
+  static constexpr std::string_view name = "hardsigmoid";
+  explicit hardsigmoid(const double*) {}
+  FUSEDACT_FN V outer_gradient(V g) const { return g * V(1.0 / 6); }
+  FUSEDACT_FN V forward(V x) const { return at_most(at_least(x + V(3), V(0)), V(6)) / V(6); }
+  FUSEDACT_FN auto is_outer(V x) const { return (x > V(-3)) & (x < V(3)); }
+};
+
+template <class V>
+struct hardshrink : PiecewiseLinear<hardshrink<V>, V, 1> {
+  static constexpr std::string_view name = "hardshrink";
+  V limit;
+  explicit hardshrink(const double* p) : limit(p[0]) {}
+  FUSEDACT_FN V forward(V x) const { return select(abs(x) <= limit, V(0), x); }
+  FUSEDACT_FN auto is_outer(V x) const { return (abs(x) > limit) | (x != x); }
+  FUSEDACT_FN V gradient_from_output(V g, V y) const { return this->gradient(g, y); }
+  static bool invertible(const double* p) { return p[0] >= 0; }
+};
+
+template <class V>
+struct softshrink : PiecewiseLinear<softshrink<V>, V, 1> {
+  static constexpr std::string_view name = "softshrink";
+  V limit;
+  explicit softshrink(const double* p) : limit(p[0]) {}
+  FUSEDACT_FN V forward(V x) const { return select(abs(x) <= limit, V(0), x - select(x > V(0), limit, V(0) - limit)); }
+  FUSEDACT_FN auto is_outer(V x) const { return (abs(x) > limit) | (x != x); }
+  FUSEDACT_FN V gradient_from_output(V g, V y) const { return select(y == V(0), V(0), g); }
+  static bool invertible(const double*) { return true; }
+};
+
+// ---- x times a straight line ----------------------------------------------------------------------------------------
+
+// x relu6(x + 3) / 6
+template <class V>
+struct hardswish : Plain<> {
+  static constexpr std::string_view name = "hardswish";
+  explicit hardswish(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return x * (at_most(at_least(x + V(3), V(0)), V(6)) * V(1.0 / 6)); }
+  FUSEDACT_FN V derivative(V x) const {
+    V slope = fma(x, V(2), V(3)) * V(1.0 / 6);  // exact near its root
+    return select(x <= V(-3), V(0), select(x < V(3), slope, V(1)));
+  }
+  FUSEDACT_FN V second(V x) const { return select((x > V(-3)) & (x < V(3)), V(1.0 / 3), V(0)); }
+};
+
+// x / 2 clamp(x + 2, 0, 2)
+template <class V>
+struct hard_mish : Plain<> {
+  static constexpr std::string_view name = "hard_mish";
+  explicit hard_mish(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return x * (V(0.5) * at_most(at_least(x + V(2), V(0)), V(2))); }
+  FUSEDACT_FN V derivative(V x) const {
+    return select((x >= V(-2)) & (x <= V(0)), x + V(1), select(x > V(0), V(1), V(0)));
+  }
+  FUSEDACT_FN V second(V x) const { return select((x > V(-2)) & (x < V(0)), V(1), V(0)); }
+};
+
+template <class V>
+struct squared_relu : Plain<> {
+  static constexpr std::string_view name = "squared_relu";
+  explicit squared_relu(const double*) {}
+  FUSEDACT_FN V forward(V x) const {
+    V r = at_least(x, V(0));
+    return r * r;
+  }
+  FUSEDACT_FN V derivative(V x) const { return V(2) * at_least(x, V(0)); }
+  FUSEDACT_FN V second(V x) const { return select(x > V(0), V(2), V(0)); }
+};
+
+// ---- exponential on the left ----------------------------------------------------------------------------------------
+
+// scale * (x > 0 ? x : alpha (e^(x / width) - 1)), of which elu, celu and selu are cases. `slope` is scale alpha / width.
+template <class V, int Params>
+struct Elu : Invertible<Params> {
+  double scale;
+  Two<V> height, inverse_width, slope;
+  Elu(double alpha, double width, double factor)
+      : scale(factor),
+        height(two_constant<V>(factor * alpha)),
+        inverse_width(two_constant<V>(1 / width)),
+        slope(two_constant<V>(factor * alpha / width)) {}
+
+  FUSEDACT_FN V forward(V x) const {
+    Two<V> t = two_scaled(inverse_width, select(x > V(0), V(0), x));
+    Two<V> e = expm1_negative(t.hi);
+    V left = fma(height.hi, e.hi, fma(height.hi, fma(t.lo, e.hi, t.lo) + e.lo, height.lo * e.hi));
+    return select(x > V(0), x * V(scale), left);
+  }
+  FUSEDACT_FN V left_slope(V x) const {
+    Two<V> t = two_scaled(inverse_width, select(x > V(0), V(0), x));
+    V e = exp_negative(t.hi, t.lo);
+    return fma(slope.hi, e, slope.lo * e);
+  }
+  FUSEDACT_FN V derivative(V x) const { return select((x > V(0)) | (x != x), V(scale), left_slope(x)); }
+  FUSEDACT_FN V second(V x) const { return select(x < V(0), left_slope(x) * inverse_width.hi, V(0)); }
+  FUSEDACT_FN V derivative_from_output(V y) const {
+    return select((y > V(0)) | (y != y), V(scale), fma(y, inverse_width.hi, slope.hi));
+  }
+  FUSEDACT_FN V second_from_output(V y) const { return select(y < V(0), inverse_width.hi, V(0)); }
+};
+
+template <class V>
+struct elu : Elu<V, 1> {
+  static constexpr std::string_view name = "elu";
+  explicit elu(const double* p) : Elu<V, 1>(p[0], 1, 1) {}
+  static bool invertible(const double* p) { return p[0] >= 0; }
+};
+
+template <class V>
+struct celu : Elu<V, 1> {
+  static constexpr std::string_view name = "celu";
+  explicit celu(const double* p) : Elu<V, 1>(p[0], p[0], 1) {}
+  static bool invertible(const double* p) { return p[0] > 0; }
+};
+
+template <class V>
+struct selu : Elu<V, 0> {
+  static constexpr std::string_view name = "selu";
+  explicit selu(const double*) : Elu<V, 0>(1.6732632423543772, 1, 1.0507009873554805) {}
+};
+
+// elu(x) + 1 = x > 0 ? x + 1 : e^x
+template <class V>
+struct elup1 : Invertible<> {
+  static constexpr std::string_view name = "elup1";
+  explicit elup1(const double*) {}
+  FUSEDACT_FN V left(V x) const { return exp_negative(select(x > V(0), V(0), x)); }
+  FUSEDACT_FN V forward(V x) const { return select(x > V(0), x + V(1), left(x)); }
+  FUSEDACT_FN V derivative(V x) const { return select((x > V(0)) | (x != x), V(1), left(x)); }
+  FUSEDACT_FN V second(V x) const { return select(x < V(0), left(x), V(0)); }
+  FUSEDACT_FN V derivative_from_output(V y) const { return select((y > V(1)) | (y != y), V(1), y); }
+  FUSEDACT_FN V second_from_output(V y) const { return select(y < V(1), V(1), V(0)); }
+};
+
+// ---- the logistic family --------------------------------------------------------------------------------------------
+
+template <class V>
+struct sigmoid_ : Invertible<> {
+  static constexpr std::string_view name = "sigmoid";
+  explicit sigmoid_(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return sigmoid(x); }
+  FUSEDACT_FN V derivative(V x) const {
+    Two<V> z = exp_scaled(V(0) - abs(x), V(0));
+    V inverse = V(1) / fma(z.hi, V(table<scalar_t<V>>::unscale), V(1));
+    return rounded(z) * inverse * inverse * V(table<scalar_t<V>>::unscale);
+  }
+  FUSEDACT_FN V second(V x) const {
+    V s = sigmoid(x), r = sigmoid(V(0) - x);
+    return s * r * (r - s);
+  }
+  FUSEDACT_FN V derivative_from_output(V y) const { return y * (V(1) - y); }
+  FUSEDACT_FN V second_from_output(V y) const { return V(1) - V(2) * y; }
+};
+
+template <class V>
+struct logsigmoid : Invertible<> {
+  static constexpr std::string_view name = "logsigmoid";
+  explicit logsigmoid(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return V(0) - softplus(Two<V>{V(0) - x, V(0)}); }
+  FUSEDACT_FN V derivative(V x) const { return sigmoid(V(0) - x); }
+  FUSEDACT_FN V second(V x) const { return V(0) - sigmoid(x) * sigmoid(V(0) - x); }
+  FUSEDACT_FN V derivative_from_output(V y) const { return V(0) - rounded(expm1_negative(y)); }
+  FUSEDACT_FN V second_from_output(V y) const { return V(0) - exp_negative(y); }
+};
+
+// log(1 + e^(beta x)) / beta, and x itself where beta x > threshold.
+template <class V>
+struct softplus_ : Plain<2> {
+  static constexpr std::string_view name = "softplus";
+  Two<V> beta, inverse;
+  V limit;
+  explicit softplus_(const double* p) : beta(two_constant<V>(p[0])), inverse(two_constant<V>(1 / p[0])), limit(p[1]) {}
+  FUSEDACT_FN V forward(V x) const {
+    Two<V> t = two_scaled(beta, x);
+    V y = softplus(t);
+    return select(t.hi > limit, x, fma(inverse.hi, y, inverse.lo * y));
+  }
+  FUSEDACT_FN V derivative(V x) const {
+    Two<V> t = two_scaled(beta, x);
+    auto [s, scale] = logistic(t);
+    return select(t.hi > limit, V(1), rounded(s) * scale);
+  }
+  FUSEDACT_FN V second(V x) const {
+    V t = beta.hi * x;
+    return select(t > limit, V(0), beta.hi * sigmoid(t) * sigmoid(V(0) - t));
+  }
+  // 1 - e^(-beta y), with the threshold on y, which is x beyond it.
+  FUSEDACT_FN V derivative_from_output(V y) const {
+    V t = beta.hi * y;
+    return select(t > limit, V(1), V(0) - rounded(expm1_negative(V(0) - t)));
+  }
+  FUSEDACT_FN V second_from_output(V y) const {
+    V t = beta.hi * y;
+    return select(t > limit, V(0), beta.hi * exp_negative(V(0) - t));
+  }
+  static bool invertible(const double* p) { return p[0] > 0; }
+};
+
+// f = x sigma(t(x)): the second derivative in t' and t''.
+template <class V>
+FUSEDACT_FN V times_sigmoid_second(V x, V t, V t1, V t2) {
+  V s = sigmoid(t), r = sigmoid(V(0) - t);
+  return s * r * (V(2) * t1 + x * ((r - s) * t1 * t1 + t2));
+}
+
+template <class V>
+struct silu : Plain<> {
+  static constexpr std::string_view name = "silu";
+  explicit silu(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, Two<V>{x, V(0)}); }
+  FUSEDACT_FN V derivative(V x) const { return times_sigmoid_derivative(Two<V>{x, V(0)}, Two<V>{x, V(0)}); }
+  FUSEDACT_FN V second(V x) const { return times_sigmoid_second(x, x, V(1), V(0)); }
+};
+
+// x sigma(beta x), beta a scalar or a tensor that learns.
+template <class V>
+struct swish : Plain<1> {
+  static constexpr std::string_view name = "swish";
+  Two<V> beta;
+  explicit swish(const double* p) : beta(two_constant<V>(p[0])) {}
+  explicit swish(const double*, V weight) : beta{weight, V(0)} {}
+  FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, two_scaled(beta, x)); }
+  FUSEDACT_FN V derivative(V x) const {
+    Two<V> t = two_scaled(beta, x);
+    return times_sigmoid_derivative(t, t);
+  }
+  FUSEDACT_FN V second(V x) const { return times_sigmoid_second(x, beta.hi * x, beta.hi, V(0)); }
+  FUSEDACT_FN V weight_derivative(V x) const {
+    V t = beta.hi * x;
+    return x * sigmoid(t) * (x * sigmoid(V(0) - t));
+  }
+};
+
+template <class V>
+struct quick_gelu : swish<V> {
+  static constexpr std::string_view name = "quick_gelu";
+  static constexpr int params = 0;
+  static constexpr double beta[] = {1.702};
+  explicit quick_gelu(const double*) : swish<V>(beta) {}
+};
+
+// x tanh(softplus x). With z = e^-|x|, tanh(softplus x) is z (2 + z) / (2 + 2z + z^2) on the left and
+// (1 + 2z) / (1 + 2z + 2z^2) on the right: nothing overflows, nothing cancels.
+template <class V>
+struct mish : Plain<> {
+  static constexpr std::string_view name = "mish";
+  explicit mish(const double*) {}
+  FUSEDACT_FN V forward(V x) const {
+    using K = table<scalar_t<V>>;
+    auto negative = x < V(0);
+    Two<V> e = exp_scaled(V(0) - abs(x), V(0));
+    V z = e.hi * V(K::unscale), z_lo = e.lo * V(K::unscale);
+    V n = select(negative, V(2) + z, fma(V(2), z, V(1)));
+    V n_lo = select(negative, (V(2) - n) + z + z_lo, fma(V(2), z, V(1) - n) + V(2) * z_lo);
+    V m = select(negative, n, V(2) * z) * z;
+    V base = select(negative, V(2), n);
+    V d = base + m;
+    V d_lo = (base - d) + m + select(negative, V(2) * z_lo, fma(V(4) * z, z_lo, n_lo));
+    V q = rounded(two_quotient(Two<V>{n, n_lo}, Two<V>{d, d_lo}));
+    return x * select(negative, fma(q, e.hi, q * e.lo), q) * select(negative, V(K::unscale), V(1));
+  }
+  FUSEDACT_FN V derivative(V x) const {
+    using K = table<scalar_t<V>>;
+    auto negative = x < V(0);
+    Two<V> e = exp_scaled(V(0) - abs(x), V(0));
+    V z = e.hi * V(K::unscale), z_lo = e.lo * V(K::unscale);
+    V d = select(negative, fma(z, z + V(2), V(2)), fma(V(2) * z, z + V(1), V(1)));
+    V inverse = V(1) / d;
+    // left:  4 (1 + x) + z (6 + 4x) + 4 z^2 + z^3, times z / d^2; the sum cancels at the root near -1.19
+    V one_x = V(1) + x;
+    V one_x_lo = select(x > V(-1), (V(1) - one_x) + x, (x - one_x) + V(1));
+    V six = fma(V(4), x, V(6));
+    Two<V> p = two_product(z, six);
+    V rest = fma(z_lo, six, p.lo) + z * z * (V(4) + z) + fma(V(8) * z, z_lo, V(4) * one_x_lo);
+    V left = fma(V(4), one_x, p.hi) + rest;
+    // right: 1 + 4 z + z^2 (6 + 4x) + 4 (1 + x) z^3, over d^2
+    V right = fma(z, fma(z, fma(V(4) * one_x, z, six), V(4)), V(1));
+    V n = select(negative, left * inverse * rounded(e), right * inverse);
+    return n * inverse * select(negative, V(K::unscale), V(1));
+  }
+  FUSEDACT_FN V second(V x) const {
+    V s = sigmoid(x), t = tanh(softplus(Two<V>{x, V(0)}));
+    return (V(1) - t * t) * s * (V(2) + x * sigmoid(V(0) - x) - V(2) * x * s * t);
+  }
+};
+
+// ---- the normal family ----------------------------------------------------------------------------------------------
+
+// x Phi(x), Phi the normal distribution. The left tail is the upper tail of |x|, never 1 + erf.
+template <class V>
+struct gelu : Plain<> {
+  static constexpr std::string_view name = "gelu";
+  explicit gelu(const double*) {}
+  FUSEDACT_FN V forward(V x) const {
+    using K = table<scalar_t<V>>;
+    auto negative = x < V(0);
+    V tail = rounded(normal_tail_scaled(abs(x)));
+    V p = select(negative, tail, fma(tail, V(-K::unscale), V(1)));
+    return x * p * select(negative, V(K::unscale), V(1));
+  }
+  // Phi(x) + x phi(x) = e^(-x^2 / 2) (root - |x|) H(|x|) on the left, 1 minus the same on the right.
+  FUSEDACT_FN V derivative(V x) const {
+    using K = table<scalar_t<V>>;
+    constexpr double root = 0.75179152469356446, root_rest = root - double(scalar_t<V>(root));
+    V a = abs(x), bounded = at_most(a, V(K::tail_limit));
+    V n = polynomial(bounded, K::slope_p) * ((V(root) - a) + V(root_rest));
+    V left = rounded(gauss_scaled(x)) * (n / polynomial(bounded, K::slope_q)) * V(K::unscale);
+    return select(x < V(0), left, V(1) - left);
+  }
+  FUSEDACT_FN V second(V x) const { return normal_pdf(x) * (V(2) - x * x); }
+};
+
+// x sigma(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): the same as x / 2 (1 + tanh u), without its cancellation.
+template <class V>
+struct gelu_tanh : Plain<> {
+  static constexpr std::string_view name = "gelu_tanh";
+  static constexpr double c1 = 1.5957691216057307, c3 = 0.044715 * c1;
+  explicit gelu_tanh(const double*) {}
+
+  // x (a + b x^2), to twice the precision; x is bounded where the result only saturates.
+  FUSEDACT_FN static Two<V> odd_cubic(V x, double a, double b) {
+    V bounded = at_most(at_least(x, V(-1e4)), V(1e4));
+    Two<V> square = two_product(bounded, bounded);
+    Two<V> bx = two_scaled(two_constant<V>(b), square.hi);
+    bx.lo = fma(V(b), square.lo, bx.lo);
+    Two<V> k = two_constant<V>(a);
+    V sum = k.hi + bx.hi;
+    V larger = select(bx.hi > k.hi, bx.hi, k.hi), smaller = select(bx.hi > k.hi, k.hi, bx.hi);
+    V rest = ((larger - sum) + smaller) + (bx.lo + k.lo);
+    Two<V> p = two_product(sum, bounded);
+    return {p.hi, fma(rest, bounded, p.lo)};
+  }
+  FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, odd_cubic(x, c1, c3)); }
+  FUSEDACT_FN V derivative(V x) const {
+    Two<V> w = odd_cubic(x, c1, 3 * c3);
+    w.hi = w.hi + (x - x);  // infinite x: NaN, as the product rule has it
+    return times_sigmoid_derivative(odd_cubic(x, c1, c3), w);
+  }
+  FUSEDACT_FN V second(V x) const {
+    V square = x * x;
+    return times_sigmoid_second(x, x * (V(c1) + V(c3) * square), V(c1) + V(3 * c3) * square, V(6 * c3) * x);
+  }
+};
+
+// ---- the hyperbolic tangent -----------------------------------------------------------------------------------------
+
+template <class V>
+struct tanh_ : Invertible<> {
+  static constexpr std::string_view name = "tanh";
+  explicit tanh_(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return tanh(x); }
+  FUSEDACT_FN V derivative(V x) const { return sech_squared(x); }
+  FUSEDACT_FN V second(V x) const { return V(-2) * tanh(x) * sech_squared(x); }
+  FUSEDACT_FN V derivative_from_output(V y) const { return (V(1) - y) * (V(1) + y); }
+  FUSEDACT_FN V second_from_output(V y) const { return V(-2) * y; }
+};
+
+// c tanh(x / c)
+template <class V>
+struct softcap : Invertible<1> {
+  static constexpr std::string_view name = "softcap";
+  Two<V> cap, inverse;
+  explicit softcap(const double* p) : cap(two_constant<V>(p[0])), inverse(two_constant<V>(1 / p[0])) {}
+  FUSEDACT_FN V forward(V x) const {
+    V t = tanh(rounded(two_scaled(inverse, x)));
+    return fma(cap.hi, t, cap.lo * t);
+  }
+  FUSEDACT_FN V derivative(V x) const { return sech_squared(two_scaled(inverse, x)); }
+  FUSEDACT_FN V second(V x) const {
+    V t = inverse.hi * x;
+    return V(-2) * tanh(t) * sech_squared(t) * inverse.hi;
+  }
+  FUSEDACT_FN V derivative_from_output(V y) const {
+    V t = y * inverse.hi;
+    return (V(1) - t) * (V(1) + t);
+  }
+  FUSEDACT_FN V second_from_output(V y) const { return V(-2) * y * inverse.hi * inverse.hi; }
+};
+
+// x - tanh x: below 1 by its series, since the terms cancel.
+template <class V>
+struct tanhshrink : Plain<> {
+  static constexpr std::string_view name = "tanhshrink";
+  static constexpr bool wide = true;
+  explicit tanhshrink(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return tanhshrink_of(x); }
+  FUSEDACT_FN V derivative(V x) const {
+    V t = tanh(x);
+    return t * t;
+  }
+  FUSEDACT_FN V second(V x) const { return V(2) * tanh(x) * sech_squared(x); }
+};
+
+// beta tanh(x / beta) sigma(x), TransformerEngine's gate.
+template <class V>
+struct situ : Plain<1> {
+  static constexpr std::string_view name = "situ";
+  static constexpr bool wide = true;
+  V beta, inverse;
+  explicit situ(const double* p) : beta(p[0]), inverse(1 / p[0]) {}
+  FUSEDACT_FN V forward(V x) const { return beta * tanh(x * inverse) * sigmoid(x); }
+  FUSEDACT_FN V derivative(V x) const {
+    V t = x * inverse;
+    return sigmoid(x) * (sech_squared(t) + beta * tanh(t) * sigmoid(V(0) - x));
+  }
+  FUSEDACT_FN V second(V x) const {
+    V t = tanh(x * inverse), q = sech_squared(x * inverse), s = sigmoid(x), r = sigmoid(V(0) - x);
+    return s * (V(-2) * t * q * inverse + V(2) * q * r + beta * t * r * (r - s));
+  }
+};
+
+// ---- the rest -------------------------------------------------------------------------------------------------------
+
+// x / (1 + |x|)
+template <class V>
+struct softsign : Plain<> {
+  static constexpr std::string_view name = "softsign";
+  explicit softsign(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return x / (V(1) + abs(x)); }
+  FUSEDACT_FN V derivative(V x) const {
+    V r = V(1) / (V(1) + abs(x));
+    return r * r + (x - x);  // infinite x: NaN, as the quotient rule has it
+  }
+  FUSEDACT_FN V second(V x) const {
+    V r = V(1) / (V(1) + abs(x));
+    return select(x > V(0), V(-2), select(x < V(0), V(2), V(0))) * r * r * r;
+  }
+  FUSEDACT_FN V derivative_from_output(V y) const {
+    V r = V(1) - abs(y);
+    return r * r;
+  }
+  FUSEDACT_FN V second_from_output(V y) const {
+    return select(y > V(0), V(-2), select(y < V(0), V(2), V(0))) * (V(1) - abs(y));
+  }
+  static bool invertible(const double*) { return true; }
+};
+
+template <class V>
+struct square : Plain<> {
+  static constexpr std::string_view name = "square";
+  explicit square(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return x * x; }
+  FUSEDACT_FN V derivative(V x) const { return V(2) * x; }
+  FUSEDACT_FN V second(V x) const { return x * V(0) + V(2); }
+};
+
+// sign(x) sqrt|x|; the gradient is infinite at 0.
+template <class V>
+struct signed_sqrt : Plain<> {
+  static constexpr std::string_view name = "signed_sqrt";
+  explicit signed_sqrt(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return copysign(sqrt(abs(x)), x); }
+  FUSEDACT_FN V derivative(V x) const { return V(0.5) / sqrt(abs(x)); }
+  FUSEDACT_FN V second(V x) const { return V(-0.25) / (x * sqrt(abs(x))); }
+};
+
+template <class V>
+struct cos_ : Plain<> {
+  static constexpr std::string_view name = "cos";
+  explicit cos_(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return cos(x); }
+  FUSEDACT_FN V derivative(V x) const { return V(0) - sin(x); }
+  FUSEDACT_FN V second(V x) const { return V(0) - cos(x); }
+};
+
+template <class V>
+struct sin_ : Plain<> {
+  static constexpr std::string_view name = "sin";
+  explicit sin_(const double*) {}
+  FUSEDACT_FN V forward(V x) const { return sin(x); }
+  FUSEDACT_FN V derivative(V x) const { return cos(x); }
+  FUSEDACT_FN V second(V x) const { return V(0) - sin(x); }
+};
+
+// ---- the registry of the C++ side -----------------------------------------------------------------------------------
+
+template <template <class> class... Activations>
+struct TypeList {
+  static constexpr int size = sizeof...(Activations);
+};
+
+using AllActivations = TypeList<
+    identity, relu, leaky_relu, prelu, rrelu, threshold, fatrelu, hardtanh, relu6, clamp, hardsigmoid, hardshrink,
+    softshrink, hardswish, hard_mish, squared_relu, elu, celu, selu, elup1, sigmoid_, logsigmoid, softplus_, silu, swish,
+    quick_gelu, mish, gelu, gelu_tanh, tanh_, softcap, tanhshrink, situ, softsign, square, signed_sqrt, cos_, sin_>;
+
+}  // namespace fusedact

@@ -1,0 +1,116 @@
+// The Python module _C: the operators for eager calls, the C++ registry, and the allocator's controls.
+//
+// Each function turns its arguments into a Call and calls the operator; it decides nothing.
+#include <torch/csrc/utils/pybind.h>
+
+#include "memory.h"
+#include "ops.h"
+
+// The list of scalar parameters: a tuple or list of floats.
+struct Params {
+  c10::SmallVector<double, 4> values;
+};
+
+template <>
+struct pybind11::detail::type_caster<Params> {
+  PYBIND11_TYPE_CASTER(Params, const_name("tuple[float, ...]"));
+  bool load(handle source, bool) {
+    bool tuple = PyTuple_Check(source.ptr());
+    if (!tuple && !PyList_Check(source.ptr())) return false;
+    Py_ssize_t size = tuple ? PyTuple_GET_SIZE(source.ptr()) : PyList_GET_SIZE(source.ptr());
+    for (Py_ssize_t i = 0; i < size; ++i) {
+      double item = PyFloat_AsDouble(tuple ? PyTuple_GET_ITEM(source.ptr(), i) : PyList_GET_ITEM(source.ptr(), i));
+      if (item == -1.0 && PyErr_Occurred()) {
+        PyErr_Clear();
+        return false;
+      }
+      value.values.push_back(item);
+    }
+    return true;
+  }
+};
+
+namespace fusedact {
+namespace {
+
+using String = std::string_view;
+using OptDouble = std::optional<double>;
+
+Tensor py_bias_act(const Tensor& input, const OptTensor& bias, const OptTensor& weight, String activation,
+                   const Params& params, int64_t dim, double gain, OptDouble clamp_min, OptDouble clamp_max,
+                   String save) {
+  py::gil_scoped_release no_gil;
+  return bias_act(input, bias, weight, {activation, params.values, dim, gain, clamp_min, clamp_max, save});
+}
+
+py::object py_bias_act_inplace(const py::object& input, const OptTensor& bias, const OptTensor& weight,
+                               String activation, const Params& params, int64_t dim, double gain, OptDouble clamp_min,
+                               OptDouble clamp_max, String save) {
+  auto tensor = input.cast<Tensor>();
+  {
+    py::gil_scoped_release no_gil;
+    bias_act_(tensor, bias, weight, {activation, params.values, dim, gain, clamp_min, clamp_max, save});
+  }
+  return input;
+}
+
+py::object py_bias_act_out(const Tensor& input, const OptTensor& bias, const OptTensor& weight, String activation,
+                           const Params& params, int64_t dim, double gain, OptDouble clamp_min, OptDouble clamp_max,
+                           String save, const py::object& out) {
+  auto tensor = out.cast<Tensor>();
+  {
+    py::gil_scoped_release no_gil;
+    bias_act_out(input, bias, weight, {activation, params.values, dim, gain, clamp_min, clamp_max, save}, tensor);
+  }
+  return out;
+}
+
+py::list py_activations() {
+  py::list rows;
+  for (const Activation& a : activations()) {
+    py::dict row;
+    row["name"] = a.name;
+    row["params"] = a.params;
+    row["weight"] = a.weight;
+    row["mask"] = a.masked;
+    row["output"] = a.output;
+    rows.append(std::move(row));
+  }
+  return rows;
+}
+
+py::dict py_memory_stats() {
+  memory::Stats s = memory::stats();
+  py::dict stats;
+  stats["enabled"] = s.enabled;
+  stats["cached_bytes"] = s.cached_bytes;
+  stats["limit_bytes"] = s.limit_bytes;
+  stats["threshold_bytes"] = s.threshold_bytes;
+  stats["allocated_bytes"] = s.allocated_bytes;
+  stats["hits"] = s.hits;
+  stats["misses"] = s.misses;
+  return stats;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  py::options options;
+  options.disable_function_signatures();
+  m.doc() = "fusedact's operators (importing torch first is the caller's duty)";
+
+  m.def("bias_act", py_bias_act);
+  m.def("bias_act_", py_bias_act_inplace);
+  m.def("bias_act_out", py_bias_act_out);
+
+  m.def("activations", py_activations);
+  m.def("capability", cpu::capability);
+
+  m.def("memory_stats", py_memory_stats);
+  m.def("memory_set_limit", memory::set_limit);
+  m.def("memory_set_threshold", memory::set_threshold);
+  m.def("memory_empty_cache", memory::empty_cache);
+  m.def("memory_enable", memory::enable);
+}
+
+}  // namespace fusedact

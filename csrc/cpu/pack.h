@@ -1,0 +1,447 @@
+// A SIMD pack: four native vectors of float or double, in flight together, with the operations that math.h asks for;
+// and the loads and stores that widen from and narrow to the 16-bit types.
+//
+// Knows no activation and no loop. Everything is in an unnamed namespace: this header is compiled once per ISA, and no
+// symbol of one ISA may be taken for another's. GCC's vector types give arithmetic, comparison and ?: on every
+// machine; the few intrinsics below are what they do not give.
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "../math.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fusedact {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32;
+#else
+constexpr int vector_bytes = 16;
+#endif
+
+#define FUSEDACT_INLINE [[gnu::always_inline]] inline
+#define FUSEDACT_LAMBDA __attribute__((always_inline))
+
+template <class T>
+using int_of = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+template <class T, int n>
+struct vector_of {
+  using type [[gnu::vector_size(n * sizeof(T))]] = T;
+};
+template <class T, int n>
+using Lanes = typename vector_of<T, n>::type;
+template <class T>
+using Native = Lanes<T, vector_bytes / sizeof(T)>;
+
+// ---- one native vector: what the compiler's vectors lack ------------------------------------------------------------
+
+#if defined(__AVX512F__)
+FUSEDACT_INLINE Native<float> native_fma(Native<float> a, Native<float> b, Native<float> c) { return _mm512_fmadd_ps(a, b, c); }
+FUSEDACT_INLINE Native<double> native_fma(Native<double> a, Native<double> b, Native<double> c) { return _mm512_fmadd_pd(a, b, c); }
+FUSEDACT_INLINE Native<float> native_sqrt(Native<float> a) { return _mm512_sqrt_ps(a); }
+FUSEDACT_INLINE Native<double> native_sqrt(Native<double> a) { return _mm512_sqrt_pd(a); }
+FUSEDACT_INLINE uint32_t native_bits(Native<int32_t> m) { return _mm512_movepi32_mask((__m512i)m); }
+FUSEDACT_INLINE uint32_t native_bits(Native<int64_t> m) { return _mm512_movepi64_mask((__m512i)m); }
+#elif defined(__AVX2__)
+FUSEDACT_INLINE Native<float> native_fma(Native<float> a, Native<float> b, Native<float> c) { return _mm256_fmadd_ps(a, b, c); }
+FUSEDACT_INLINE Native<double> native_fma(Native<double> a, Native<double> b, Native<double> c) { return _mm256_fmadd_pd(a, b, c); }
+FUSEDACT_INLINE Native<float> native_sqrt(Native<float> a) { return _mm256_sqrt_ps(a); }
+FUSEDACT_INLINE Native<double> native_sqrt(Native<double> a) { return _mm256_sqrt_pd(a); }
+FUSEDACT_INLINE uint32_t native_bits(Native<int32_t> m) { return static_cast<uint32_t>(_mm256_movemask_ps((__m256)m)); }
+FUSEDACT_INLINE uint32_t native_bits(Native<int64_t> m) { return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)m)); }
+#elif defined(__SSE2__)
+FUSEDACT_INLINE Native<float> native_sqrt(Native<float> a) { return _mm_sqrt_ps(a); }
+FUSEDACT_INLINE Native<double> native_sqrt(Native<double> a) { return _mm_sqrt_pd(a); }
+FUSEDACT_INLINE uint32_t native_bits(Native<int32_t> m) { return static_cast<uint32_t>(_mm_movemask_ps((__m128)m)); }
+FUSEDACT_INLINE uint32_t native_bits(Native<int64_t> m) { return static_cast<uint32_t>(_mm_movemask_pd((__m128d)m)); }
+#else
+template <class N>
+FUSEDACT_INLINE N native_sqrt(N a) {
+  for (unsigned i = 0; i < sizeof(N) / sizeof(a[0]); ++i) a[i] = std::sqrt(a[i]);
+  return a;
+}
+template <class N>
+FUSEDACT_INLINE uint32_t native_bits(N m) {
+  uint32_t bits = 0;
+  for (unsigned i = 0; i < sizeof(N) / sizeof(m[0]); ++i) bits |= static_cast<uint32_t>(m[i] & 1) << i;
+  return bits;
+}
+#endif
+
+#if defined(__AVX2__)
+template <class N>
+FUSEDACT_INLINE N native_fma_exact(N a, N b, N c) {
+  return native_fma(a, b, c);
+}
+#elif defined(__ARM_FEATURE_FMA)
+template <class N>
+FUSEDACT_INLINE N native_fma(N a, N b, N c) {
+  for (unsigned i = 0; i < sizeof(N) / sizeof(a[0]); ++i) a[i] = std::fma(a[i], b[i], c[i]);
+  return a;
+}
+template <class N>
+FUSEDACT_INLINE N native_fma_exact(N a, N b, N c) {
+  return native_fma(a, b, c);
+}
+#else
+template <class N>
+FUSEDACT_INLINE N native_fma(N a, N b, N c) {
+  return a * b + c;
+}
+// Dekker and Veltkamp: a b = p + e exactly while nothing overflows. Used where c cancels p.
+template <class N>
+FUSEDACT_INLINE N native_fma_exact(N a, N b, N c) {
+  using T = std::remove_reference_t<decltype(a[0])>;
+  const T splitter = sizeof(T) == 4 ? T(4097) : T(134217729);
+  N sa = a * splitter, sb = b * splitter;
+  N ah = sa - (sa - a), bh = sb - (sb - b);
+  N al = a - ah, bl = b - bh;
+  N p = a * b;
+  N e = ((ah * bh - p) + ah * bl + al * bh) + al * bl;
+  return (p + c) + e;
+}
+#endif
+
+// ---- the pack -------------------------------------------------------------------------------------------------------
+
+// Four members by name, not an array: the compiler keeps them in registers.
+template <class N>
+struct Quad {
+  N a, b, c, d;
+};
+template <class F, class... Q>
+FUSEDACT_INLINE auto each(F f, const Q&... q) {
+  using N = decltype(f(q.a...));
+  return Quad<N>{f(q.a...), f(q.b...), f(q.c...), f(q.d...)};
+}
+
+template <class T>
+struct Mask {
+  Quad<Native<int_of<T>>> v;
+};
+
+template <class T>
+struct Pack {
+  using scalar = T;
+  static constexpr int native = vector_bytes / sizeof(T);
+  static constexpr int size = 4 * native;
+  Quad<Native<T>> v;
+
+  Pack() = default;
+  FUSEDACT_INLINE Pack(Quad<Native<T>> q) : v(q) {}
+  template <class S>
+    requires std::is_arithmetic_v<S>
+  FUSEDACT_INLINE explicit Pack(S s) {
+    Native<T> n = Native<T>{} + static_cast<T>(s);
+    if (s == 0) n = Native<T>{};
+    v = {n, n, n, n};
+  }
+};
+
+#define FUSEDACT_OPERATOR(op)                                                                         \
+  template <class T>                                                                                  \
+  FUSEDACT_INLINE Pack<T> operator op(Pack<T> a, Pack<T> b) {                                         \
+    return each([](auto x, auto y) FUSEDACT_LAMBDA { return x op y; }, a.v, b.v);                      \
+  }
+FUSEDACT_OPERATOR(+)
+FUSEDACT_OPERATOR(-)
+FUSEDACT_OPERATOR(*)
+FUSEDACT_OPERATOR(/)
+#undef FUSEDACT_OPERATOR
+#define FUSEDACT_OPERATOR(op)                                                                         \
+  template <class T>                                                                                  \
+  FUSEDACT_INLINE Mask<T> operator op(Pack<T> a, Pack<T> b) {                                         \
+    return {each([](auto x, auto y) FUSEDACT_LAMBDA { return x op y; }, a.v, b.v)};                    \
+  }
+FUSEDACT_OPERATOR(<)
+FUSEDACT_OPERATOR(<=)
+FUSEDACT_OPERATOR(>)
+FUSEDACT_OPERATOR(>=)
+FUSEDACT_OPERATOR(==)
+FUSEDACT_OPERATOR(!=)
+#undef FUSEDACT_OPERATOR
+template <class T>
+FUSEDACT_INLINE Mask<T> operator&(Mask<T> a, Mask<T> b) {
+  return {each([](auto x, auto y) FUSEDACT_LAMBDA { return x & y; }, a.v, b.v)};
+}
+template <class T>
+FUSEDACT_INLINE Mask<T> operator|(Mask<T> a, Mask<T> b) {
+  return {each([](auto x, auto y) FUSEDACT_LAMBDA { return x | y; }, a.v, b.v)};
+}
+
+template <class T>
+FUSEDACT_INLINE Pack<T> select(Mask<T> m, Pack<T> a, Pack<T> b) {
+  return each([](auto k, auto x, auto y) FUSEDACT_LAMBDA { return k ? x : y; }, m.v, a.v, b.v);
+}
+template <class T>
+FUSEDACT_INLINE Pack<T> fma(Pack<T> a, Pack<T> b, Pack<T> c) {
+  return each([](auto x, auto y, auto z) FUSEDACT_LAMBDA { return native_fma(x, y, z); }, a.v, b.v, c.v);
+}
+template <class T>
+FUSEDACT_INLINE Pack<T> fma_exact(Pack<T> a, Pack<T> b, Pack<T> c) {
+  return each([](auto x, auto y, auto z) FUSEDACT_LAMBDA { return native_fma_exact(x, y, z); }, a.v, b.v, c.v);
+}
+template <class T>
+FUSEDACT_INLINE Pack<T> sqrt(Pack<T> x) {
+  return each([](auto n) FUSEDACT_LAMBDA { return native_sqrt(n); }, x.v);
+}
+template <class T>
+constexpr int_of<T> sign_bit = static_cast<int_of<T>>(std::make_unsigned_t<int_of<T>>(1) << (8 * sizeof(T) - 1));
+template <class T>
+FUSEDACT_INLINE Pack<T> abs(Pack<T> x) {
+  return each([](auto n) FUSEDACT_LAMBDA { return (Native<T>)((Native<int_of<T>>)n & ~sign_bit<T>); }, x.v);
+}
+template <class T>
+FUSEDACT_INLINE Pack<T> copysign(Pack<T> x, Pack<T> sign) {
+  return each(
+      [](auto n, auto s) FUSEDACT_LAMBDA {
+        using I = Native<int_of<T>>;
+        return (Native<T>)(((I)n & ~sign_bit<T>) | ((I)s & sign_bit<T>));
+      },
+      x.v, sign.v);
+}
+// 2^(n + offset), where t = n + table<T>::magic.
+template <class T>
+FUSEDACT_INLINE Pack<T> exponent(Pack<T> t, int offset) {
+  return each(
+      [offset](auto n) FUSEDACT_LAMBDA {
+        using U = Native<std::make_unsigned_t<int_of<T>>>;
+        constexpr int bias = sizeof(T) == 4 ? 127 : 1023, digits = sizeof(T) == 4 ? 23 : 52;
+        return (Native<T>)(((U)n + static_cast<std::make_unsigned_t<int_of<T>>>(offset + bias)) << digits);
+      },
+      t.v);
+}
+// Lane by lane through the C library: full range reduction, rarely wanted.
+template <class T, class F>
+FUSEDACT_INLINE Pack<T> lanewise(F f, Pack<T> x) {
+  T lane[Pack<T>::size];
+  std::memcpy(lane, &x.v, sizeof lane);
+  for (T& l : lane) l = f(l);
+  std::memcpy(&x.v, lane, sizeof lane);
+  return x;
+}
+template <class T>
+FUSEDACT_INLINE Pack<T> sin(Pack<T> x) {
+  return lanewise([](T l) { return std::sin(l); }, x);
+}
+template <class T>
+FUSEDACT_INLINE Pack<T> cos(Pack<T> x) {
+  return lanewise([](T l) { return std::cos(l); }, x);
+}
+
+// One bit per lane, lane 0 lowest. At most 64 lanes (AVX-512, float).
+template <class T>
+FUSEDACT_INLINE uint64_t bits(Mask<T> m) {
+  constexpr int n = Pack<T>::native;
+  return native_bits(m.v.a) | static_cast<uint64_t>(native_bits(m.v.b)) << n |
+         static_cast<uint64_t>(native_bits(m.v.c)) << 2 * n | static_cast<uint64_t>(native_bits(m.v.d)) << 3 * n;
+}
+template <class T>
+FUSEDACT_INLINE Mask<T> mask_from_bits(uint64_t word) {
+  using I = Native<int_of<T>>;
+  constexpr int n = Pack<T>::native;
+  I lane;
+  for (int i = 0; i < n; ++i) lane[i] = int_of<T>(1) << i;
+  auto part = [&](int k) FUSEDACT_LAMBDA {
+    return (I)(((I{} + static_cast<int_of<T>>((word >> (k * n)) & ((1ull << n) - 1))) & lane) != 0);
+  };
+  return {{part(0), part(1), part(2), part(3)}};
+}
+
+// ---- storage types and conversion -----------------------------------------------------------------------------------
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+// What a dtype is computed in.
+template <class S>
+using compute_of = std::conditional_t<std::is_same_v<S, double>, double, float>;
+
+template <class To, int n, class From>
+FUSEDACT_INLINE auto converted(const void* p) {
+  Lanes<From, n> source;
+  std::memcpy(&source, p, sizeof source);
+  return __builtin_convertvector(source, Lanes<To, n>);
+}
+
+// n consecutive elements, n the lanes of Native<T>, from unaligned memory.
+template <class T>
+FUSEDACT_INLINE Native<T> native_load(const T* p) {
+  Native<T> n;
+  std::memcpy(&n, p, sizeof n);
+  return n;
+}
+template <class T>
+FUSEDACT_INLINE Native<T> native_load(const std::conditional_t<sizeof(T) == 8, float, double>* p) {
+  using S = std::conditional_t<sizeof(T) == 8, float, double>;
+  return converted<T, Pack<T>::native, S>(p);
+}
+FUSEDACT_INLINE float widened(Half h) {
+#if defined(__F16C__)
+  return _cvtsh_ss(h.bits);
+#else
+  return static_cast<float>(std::bit_cast<_Float16>(h.bits));
+#endif
+}
+template <class T>
+FUSEDACT_INLINE Native<T> native_load(const BFloat16* p) {
+  constexpr int n = Pack<T>::native;
+  if constexpr (sizeof(T) == 4) {
+    return (Native<float>)(converted<uint32_t, n, uint16_t>(p) << 16);
+  } else {
+    Lanes<float, n> f = (Lanes<float, n>)(converted<uint32_t, n, uint16_t>(p) << 16);
+    return __builtin_convertvector(f, Native<double>);
+  }
+}
+template <class T>
+FUSEDACT_INLINE Native<T> native_load(const Half* p) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  if constexpr (sizeof(T) == 4) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#endif
+  Native<T> r;
+  for (int i = 0; i < Pack<T>::native; ++i) r[i] = widened(p[i]);
+  return r;
+}
+
+template <class T>
+FUSEDACT_INLINE void native_store(T* p, Native<T> x) {
+  std::memcpy(p, &x, sizeof x);
+}
+template <class T>
+FUSEDACT_INLINE void native_store(std::conditional_t<sizeof(T) == 8, float, double>* p, Native<T> x) {
+  using S = std::conditional_t<sizeof(T) == 8, float, double>;
+  auto t = __builtin_convertvector(x, Lanes<S, Pack<T>::native>);
+  std::memcpy(p, &t, sizeof t);
+}
+// float64 -> 16 bit goes through float32 rounded to odd, so that the value is rounded once.
+FUSEDACT_INLINE auto to_float_odd(Native<double> x) {
+  constexpr int n = Pack<double>::native;
+  using F = Lanes<float, n>;
+  using I = Lanes<int32_t, n>;
+  F f = __builtin_convertvector(x, F);
+  Native<double> back = __builtin_convertvector(f, Native<double>);
+  using L = Native<int64_t>;
+  L away = ((L)(back > x) & (L)(x > 0)) | ((L)(back < x) & (L)(x < 0));  // rounded away from zero: step back, then odd
+  L inexact = (L)(back != x) & (L)(x == x);
+  I step = __builtin_convertvector(away, I), odd = __builtin_convertvector(inexact, I) & 1;
+  return (F)(((I)f + step) | odd);
+}
+template <class F>
+FUSEDACT_INLINE auto to_bfloat16(F x) {
+  constexpr int n = sizeof(F) / 4;
+  using U = Lanes<uint32_t, n>;
+  U b = (U)x;
+  U r = (b + 0x7fff + ((b >> 16) & 1)) >> 16;  // to nearest, ties to even
+  r = x == x ? r : (U)(U{} + 0x7fc0);
+  return __builtin_convertvector(r, Lanes<uint16_t, n>);
+}
+template <class T>
+FUSEDACT_INLINE void native_store(BFloat16* p, Native<T> x) {
+  if constexpr (sizeof(T) == 4) {
+    auto h = to_bfloat16(x);
+    std::memcpy(p, &h, sizeof h);
+  } else {
+    auto h = to_bfloat16(to_float_odd(x));
+    std::memcpy(p, &h, sizeof h);
+  }
+}
+FUSEDACT_INLINE Half narrowed(float x) {
+#if defined(__F16C__)
+  return {static_cast<uint16_t>(_cvtss_sh(x, 0))};
+#else
+  return {std::bit_cast<uint16_t>(static_cast<_Float16>(x))};
+#endif
+}
+template <class T>
+FUSEDACT_INLINE void native_store(Half* p, Native<T> x) {
+  if constexpr (sizeof(T) == 4) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, 0));
+#elif defined(__F16C__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, 0));
+#else
+    for (int i = 0; i < Pack<T>::native; ++i) p[i] = narrowed(x[i]);
+#endif
+  } else {
+    auto f = to_float_odd(x);
+    for (int i = 0; i < Pack<T>::native; ++i) p[i] = narrowed(f[i]);
+  }
+}
+
+// ---- packs in memory ------------------------------------------------------------------------------------------------
+
+template <class T, class S>
+FUSEDACT_INLINE Pack<T> load(const S* p) {
+  constexpr int n = Pack<T>::native;
+  return Quad<Native<T>>{native_load<T>(p), native_load<T>(p + n), native_load<T>(p + 2 * n), native_load<T>(p + 3 * n)};
+}
+template <class T, class S>
+FUSEDACT_INLINE void store(S* p, Pack<T> x) {
+  constexpr int n = Pack<T>::native;
+  native_store<T>(p, x.v.a);
+  native_store<T>(p + n, x.v.b);
+  native_store<T>(p + 2 * n, x.v.c);
+  native_store<T>(p + 3 * n, x.v.d);
+}
+// The first `count` lanes; the others are zeros on load and stay untouched in memory on store. One text for body and
+// tail: a value has the same bits wherever it lies.
+template <class T, class S>
+FUSEDACT_INLINE Pack<T> load(const S* p, int count) {
+  S lane[Pack<T>::size] = {};
+  std::memcpy(lane, p, count * sizeof(S));
+  return load<T>(static_cast<const S*>(lane));
+}
+template <class T, class S>
+FUSEDACT_INLINE void store(S* p, Pack<T> x, int count) {
+  S lane[Pack<T>::size];
+  store(static_cast<S*>(lane), x);
+  std::memcpy(p, lane, count * sizeof(S));
+}
+
+// Past the caches: for results that no cache would hold. p must be aligned to vector_bytes.
+template <class T>
+FUSEDACT_INLINE void native_stream(T* p, Native<T> x) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)x);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)x);
+#elif defined(__SSE2__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)x);
+#else
+  native_store(p, x);
+#endif
+}
+template <class T, class S>
+FUSEDACT_INLINE void stream_pack(S* p, Pack<T> x) {
+  if constexpr (std::is_same_v<S, T>) {
+    constexpr int n = Pack<T>::native;
+    native_stream(p, x.v.a);
+    native_stream(p + n, x.v.b);
+    native_stream(p + 2 * n, x.v.c);
+    native_stream(p + 3 * n, x.v.d);
+  } else {  // narrowed: gather whole vectors first
+    constexpr int whole = vector_bytes / sizeof(float), n = sizeof(S) * Pack<T>::size / vector_bytes;
+    alignas(vector_bytes) float lane[whole * n];
+    store(reinterpret_cast<S*>(lane), x);
+    for (int i = 0; i < n; ++i) native_stream(reinterpret_cast<float*>(p) + i * whole, native_load<float>(lane + i * whole));
+  }
+}
+FUSEDACT_INLINE void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace
+}  // namespace fusedact

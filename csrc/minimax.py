@@ -1,0 +1,192 @@
+"""Where the coefficients in math.h come from: weighted least squares in high precision, driven to minimax by
+Lawson's reweighting, then rounded to the type one coefficient at a time, refitting the rest.
+
+    python csrc/minimax.py [NAME ...]      prints the arrays of math.h with the relative error of each
+
+Needs mpmath. Knows nothing of the rest of the project.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mpmath as mp
+
+mp.mp.dps = 90
+SQRT2PI = mp.sqrt(2 * mp.pi)
+
+
+def tail(a: mp.mpf) -> mp.mpf:
+    """exp(a^2 / 2) times the upper tail of the normal distribution at a (Mills' ratio / sqrt(2 pi))."""
+    return mp.exp(a * a / 2) * mp.erfc(a / mp.sqrt(2)) / 2
+
+
+def slope(a: mp.mpf) -> mp.mpf:
+    """tail(a) - a phi(0): exp(a^2 / 2) times the derivative of GELU at -a."""
+    return tail(a) - a / SQRT2PI
+
+
+ROOT = mp.findroot(slope, 0.7517915)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """f(x) ~ P(x) / Q(x) on [lo, hi], relative error; nodes crowd towards lo by `k` when the range is long."""
+
+    name: str
+    f: Callable[[mp.mpf], mp.mpf]
+    lo: mp.mpf
+    hi: mp.mpf
+    p: int  # degree of P
+    q: int = 0  # degree of Q; 0: a polynomial
+    dtype: str = "float"
+    k: float = 0.0  # nodes are Chebyshev's in t = (x - k) / (x + k) if k > 0
+
+
+def log1p_series(s2: mp.mpf) -> mp.mpf:
+    s = mp.sqrt(s2)
+    return (mp.atanh(s) / s - 1) / s2 if s2 > 0 else mp.mpf(1) / 3
+
+
+def log1p_rest(z: mp.mpf) -> mp.mpf:
+    return (mp.log1p(z) - z) / z**2 if z > 0 else mp.mpf(-1) / 2
+
+
+def centre(f: Callable[[mp.mpf], mp.mpf]) -> mp.mpf:
+    """The float nearest to 2 at which f is very nearly a float, so that rounding the first coefficient costs nothing."""
+    step = mp.mpf(2) ** -22
+    for i in range(10000):
+        c = 2 + (i // 2 if i % 2 else -(i // 2)) * step
+        if abs(f(c) / to_dtype(f(c), "float") - 1) < mp.mpf(10) ** -10:
+            return c
+    raise ArithmeticError("no centre found")
+
+
+def tanhshrink_series(x2: mp.mpf) -> mp.mpf:
+    x = mp.sqrt(x2)
+    return (x - mp.tanh(x)) / x**3 if x2 > 0 else mp.mpf(1) / 3
+
+
+def exp_series(r: mp.mpf) -> mp.mpf:
+    return (mp.expm1(r) - r) / r**2 if abs(r) > mp.mpf(10) ** -30 else mp.mpf(1) / 2 + r / 6
+
+
+def slope_over_root(a: mp.mpf) -> mp.mpf:
+    return slope(a) / (ROOT - a) if abs(ROOT - a) > mp.mpf(10) ** -40 else -mp.diff(slope, ROOT)
+
+
+def to_dtype(x: mp.mpf, dtype: str) -> mp.mpf:
+    if dtype == "double":
+        return mp.mpf(float(x))
+    return mp.mpf(struct.unpack("f", struct.pack("f", float(x)))[0])
+
+
+HALF_LN2 = mp.log(2) / 2 * mp.mpf("1.002")  # a little more: the reduction may round to the neighbour
+TAIL_CENTRE, SLOPE_CENTRE = centre(tail), centre(slope_over_root)
+FITS = [
+    Fit("exp", exp_series, -HALF_LN2, HALF_LN2, 4),
+    Fit("exp", exp_series, -HALF_LN2, HALF_LN2, 10, dtype="double"),
+    Fit("log1p_short", log1p_rest, mp.mpf(0), mp.mpf(1), 8),
+    Fit("log1p", log1p_series, mp.mpf(0), mp.mpf(1) / 9, 10, dtype="double"),
+    Fit("tanhshrink", tanhshrink_series, mp.mpf(0), mp.mpf(1), 16, dtype="double"),
+    Fit("normal_tail", tail, mp.mpf(0), mp.mpf(15), 4, 5, k=2.0),
+    Fit("normal_tail", tail, mp.mpf(0), mp.mpf(39), 10, 11, dtype="double", k=3.0),
+    Fit("gelu_slope", slope_over_root, mp.mpf(0), mp.mpf(15), 4, 4, k=2.0),
+    Fit("gelu_slope", slope_over_root, mp.mpf(0), mp.mpf(39), 10, 10, dtype="double", k=3.0),
+    Fit("tail_short", lambda t: tail(TAIL_CENTRE + t), -TAIL_CENTRE, 4 - TAIL_CENTRE, 13),
+    Fit("slope_short", lambda t: slope_over_root(SLOPE_CENTRE + t), -SLOPE_CENTRE, 4 - SLOPE_CENTRE, 11),
+]
+
+
+def nodes(fit: Fit, count: int) -> list[mp.mpf]:
+    cheb = [mp.cos(mp.pi * (mp.mpf(2) * i + 1) / (2 * count)) for i in range(count)]
+    if not fit.k:
+        return [(fit.lo + fit.hi) / 2 + (fit.hi - fit.lo) / 2 * c for c in cheb]
+    k = mp.mpf(fit.k)
+    t0, t1 = (fit.lo - k) / (fit.lo + k), (fit.hi - k) / (fit.hi + k)
+    ts = [(t0 + t1) / 2 + (t1 - t0) / 2 * c for c in cheb]
+    return [k * (1 + t) / (1 - t) for t in ts]
+
+
+def solve(fit: Fit, fixed: dict[int, mp.mpf], rounds: int, start: list[mp.mpf] | None = None) -> list[mp.mpf]:
+    """Coefficients p0..pp, q1..qq (q0 = 1); those in `fixed` are kept. `start` gives the first weights."""
+    width = fit.p + 1 + fit.q
+    xs = nodes(fit, 6 * width)
+    fs = [fit.f(x) for x in xs]
+    free = [j for j in range(width) if j not in fixed]
+    lawson = [mp.mpf(1)] * len(xs)
+    denominator = [bottom(fit, start, x) if start else mp.mpf(1) for x in xs]
+    best: tuple[mp.mpf, list[mp.mpf]] | None = None
+    for _ in range(rounds):
+        rows, rhs = [], []
+        for x, f, w, d in zip(xs, fs, lawson, denominator):
+            scale = mp.sqrt(w) / (f * d)
+            row = [x**j * scale for j in range(fit.p + 1)] + [-f * x**j * scale for j in range(1, fit.q + 1)]
+            rows.append([row[j] for j in free])
+            rhs.append(f * scale - sum(row[j] * c for j, c in fixed.items()))
+        if free:
+            a, b = mp.matrix(rows), mp.matrix(rhs)
+            x = mp.lu_solve(a.T * a, a.T * b)
+            coef = [fixed[j] if j in fixed else x[free.index(j)] for j in range(width)]
+        else:
+            coef = [fixed[j] for j in range(width)]
+        errors = [abs(evaluate(fit, coef, x) / f - 1) for x, f in zip(xs, fs)]
+        worst = max(errors)
+        if best is None or worst < best[0]:
+            best = worst, coef
+        denominator = [bottom(fit, coef, x) for x in xs]
+        total = sum(w * e for w, e in zip(lawson, errors))
+        lawson = [w * e / total * len(xs) + mp.mpf(10) ** -12 for w, e in zip(lawson, errors)]
+        if not free:
+            break
+    assert best is not None
+    return best[1]
+
+
+def bottom(fit: Fit, coef: list[mp.mpf], x: mp.mpf) -> mp.mpf:
+    return 1 + sum(c * x ** (j + 1) for j, c in enumerate(coef[fit.p + 1 :]))
+
+
+def evaluate(fit: Fit, coef: list[mp.mpf], x: mp.mpf) -> mp.mpf:
+    return sum(c * x**j for j, c in enumerate(coef[: fit.p + 1])) / bottom(fit, coef, x)
+
+
+def fit_rounded(fit: Fit) -> tuple[list[mp.mpf], mp.mpf, mp.mpf]:
+    ideal = solve(fit, {}, 30)
+    fixed: dict[int, mp.mpf] = {}
+    order = [*range(fit.p + 1, fit.p + 1 + fit.q), *range(fit.p + 1)]  # the denominator first, then p0, p1, ...
+    coef = ideal
+    for j in order:
+        fixed[j] = to_dtype(coef[j], fit.dtype)
+        coef = solve(fit, fixed, 4, coef)
+    xs = nodes(fit, 997)
+
+    def worst(c: list[mp.mpf]) -> mp.mpf:
+        return max(abs(evaluate(fit, c, x) / fit.f(x) - 1) for x in xs)
+
+    return coef, worst(ideal), worst(coef)
+
+
+def main(names: list[str]) -> None:
+    suffix = {"float": "f", "double": ""}
+    for fit in FITS:
+        if names and fit.name not in names:
+            continue
+        coef, ideal, rounded = fit_rounded(fit)
+        print(f"// {fit.name}, {fit.dtype}: relative error {mp.nstr(ideal, 3)}, rounded {mp.nstr(rounded, 3)}")
+        digits = 9 if fit.dtype == "float" else 17
+        for label, part in (("P", coef[: fit.p + 1]), ("Q", [mp.mpf(1), *coef[fit.p + 1 :]])):
+            if label == "P" or fit.q:
+                print(f"{label}: " + ", ".join(mp.nstr(c, digits) + suffix[fit.dtype] for c in part))
+    print(f"// centres: tail {mp.nstr(TAIL_CENTRE, 12)}, slope {mp.nstr(SLOPE_CENTRE, 12)}")
+    root = to_dtype(ROOT, "float")
+    print(f"// root of GELU' at -{mp.nstr(ROOT, 40)}: float {mp.nstr(root, 9)} + {mp.nstr(ROOT - root, 9)}")
+    root = to_dtype(ROOT, "double")
+    print(f"// double {mp.nstr(root, 17)} + {mp.nstr(ROOT - root, 17)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,649 @@
+// The operators: schema, checks, allocation, choice of back end, and the Meta kernels.
+//
+// No maths and no loops over elements: a tensor becomes [outer, channels, inner] in the order of its memory, and
+// goes to the back end through kernels.h.
+#include "ops.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
+#include <ATen/MemoryOverlap.h>
+#include <ATen/Parallel.h>
+#include <ATen/native/Resize.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/SmallVector.h>
+#include <ATen/core/stack.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <sstream>
+
+#include "memory.h"
+
+namespace fusedact {
+namespace {
+
+// ---- checks ---------------------------------------------------------------------------------------------------------
+
+// Why a call is refused. All reasons are given at once; one about a dtype makes it a TypeError.
+class Reasons {
+ public:
+  template <class... Words>
+  void add(const Words&... words) {
+    reasons_.push_back(c10::str(words...));
+  }
+  template <class... Words>
+  void add_dtype(const Words&... words) {
+    dtype_ = true;
+    add(words...);
+  }
+  void raise_if_any(std::string_view activation) const {
+    if (reasons_.empty()) [[likely]] return;
+    std::ostringstream message;
+    message << "fusedact (" << activation << "): ";
+    if (reasons_.size() > 1) message << reasons_.size() << " problems:";
+    for (const std::string& reason : reasons_) message << (reasons_.size() > 1 ? "\n  - " : "") << reason;
+    TORCH_CHECK_TYPE(!dtype_, message.str());
+    TORCH_CHECK_VALUE(false, message.str());
+  }
+
+ private:
+  std::vector<std::string> reasons_;
+  bool dtype_ = false;
+};
+
+int edit_distance(std::string_view a, std::string_view b) {
+  std::vector<int> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), 0);
+  for (size_t i = 0; i < a.size(); ++i) {
+    int diagonal = std::exchange(row[0], static_cast<int>(i) + 1);
+    for (size_t j = 0; j < b.size(); ++j) {
+      int replaced = diagonal + (a[i] != b[j]);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, diagonal + 1});
+    }
+  }
+  return row.back();
+}
+
+[[noreturn]] void raise_unknown(std::string_view name) {
+  std::vector<std::pair<int, std::string_view>> near;
+  for (const Activation& known : activations()) {
+    int distance = edit_distance(name, known.name);
+    bool contains = name.size() > 2 && known.name.find(name) != std::string_view::npos;
+    if (distance <= std::max<int>(1, static_cast<int>(name.size()) / 3) || contains)
+      near.emplace_back(distance, known.name);
+  }
+  std::sort(near.begin(), near.end());
+  std::ostringstream message;
+  message << "fusedact: there is no activation '" << name << "'";
+  for (size_t i = 0; i < std::min<size_t>(near.size(), 3); ++i)
+    message << (i == 0 ? "; did you mean " : " or ") << "'" << near[i].second << "'";
+  message << (near.empty() ? "; " : "? ") << "fusedact.activations() lists all " << activations().size();
+  TORCH_CHECK_VALUE(false, message.str());
+}
+
+bool supported(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
+}
+
+DType to_dtype(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat: return DType::float32;
+    case at::kDouble: return DType::float64;
+    case at::kBFloat16: return DType::bfloat16;
+    default: return DType::float16;
+  }
+}
+
+// "x has 128 channels in dim 1 (shape [8, 128, 32])"
+std::string channels_of(const Tensor& x, int64_t dim) {
+  if (x.dim() == 0) return "x is a scalar, which has 1 channel";
+  return c10::str("x has ", x.sym_size(dim), " channels in dim ", dim, " (shape ", x.sym_sizes(), ")");
+}
+
+// A vector parameter: in x's dtype, or in float32 beside 16-bit x; on x's device.
+void check_vector(Reasons& reasons, const char* name, const Tensor& vector, const Tensor& x) {
+  bool native = vector.scalar_type() == x.scalar_type() ||
+                (vector.scalar_type() == at::kFloat && compute_dtype(x.scalar_type()) == at::kFloat);
+  if (!native)
+    reasons.add_dtype(name, " is ", vector.scalar_type(), ", but x is ", x.scalar_type(), ": it must be ",
+                      x.scalar_type(), x.element_size() == 2 ? " or float32" : "");
+  if (vector.device() != x.device())
+    reasons.add(name, " is on ", vector.device(), ", but x is on ", x.device(), ": move one with .to()");
+}
+
+void check_bias(Reasons& reasons, const Tensor& bias, const Tensor& x, int64_t dim) {
+  check_vector(reasons, "bias", bias, x);
+  if (bias.dim() != 1)
+    reasons.add("bias has shape ", bias.sym_sizes(), ", but it must have one dim, as long as x's dim ", dim);
+  else if (bias.sym_size(0) != (x.dim() == 0 ? c10::SymInt(1) : x.sym_size(dim)))
+    reasons.add("bias has ", bias.sym_size(0), " elements, but ", channels_of(x, dim));
+}
+
+// One element for all, one per channel, or one per element of x (a noise, given in the compute dtype).
+Extent check_weight(Reasons& reasons, const Tensor& weight, const Tensor& x, int64_t dim) {
+  if (weight.sym_numel() == 1 && weight.dim() <= 1) {
+    check_vector(reasons, "weight", weight, x);
+    return Extent::one;
+  }
+  if (weight.dim() == 1 && x.dim() > 0 && weight.sym_size(0) == x.sym_size(dim)) {
+    check_vector(reasons, "weight", weight, x);
+    return Extent::channel;
+  }
+  if (weight.sym_sizes() != x.sym_sizes()) {
+    reasons.add("weight has shape ", weight.sym_sizes(), ", but it must have 1 element, one for each channel, or x's shape; ",
+                channels_of(x, dim));
+    return Extent::full;
+  }
+  if (weight.scalar_type() != compute_dtype(x.scalar_type()))
+    reasons.add_dtype("weight is ", weight.scalar_type(), " and has one element for each of x, which is ",
+                      x.scalar_type(), ": it must be ", compute_dtype(x.scalar_type()));
+  if (weight.device() != x.device())
+    reasons.add("weight is on ", weight.device(), ", but x is on ", x.device(), ": move one with .to()");
+  return Extent::full;
+}
+
+// What backward will read. "auto" takes the output where that is possible: the next layer keeps it alive anyway.
+Saved check_save(Reasons& reasons, const Activation& activation, bool weight, const Call& call) {
+  bool scaled = call.gain != 1.0 || call.clamped();
+  bool enough = call.params.size() == static_cast<size_t>(activation.params);
+  bool output = activation.output && !weight && !scaled && enough && activation.invertible(call.params.data());
+  if (call.save == "auto") return output ? Saved::output : Saved::input;
+  if (call.save == "input") return Saved::input;
+  if (call.save == "output") {
+    if (!activation.output)
+      reasons.add("save='output': the derivative does not follow from the output; use save='input'");
+    else if (weight)
+      reasons.add("save='output': not with a tensor parameter, whose gradient needs the input; use save='input'");
+    else if (scaled)
+      reasons.add("save='output': not with gain or clamp (gain ", call.gain, "); use save='input'");
+    else if (!output && enough)
+      reasons.add("save='output': not invertible with the parameters ", call.params, "; use save='input'");
+    return Saved::output;
+  }
+  if (call.save == "mask") {
+    if (!activation.masked)
+      reasons.add("save='mask': not piecewise linear with two slopes; use save='input' or 'auto'");
+    else if (call.clamped())
+      reasons.add("save='mask': not with clamp, which adds a third slope; use save='input'");
+    return Saved::mask;
+  }
+  reasons.add("save is '", call.save, "', but it must be 'auto', 'input', 'output' or 'mask'");
+  return Saved::input;
+}
+
+}  // namespace
+
+Plan check(const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  const Activation* activation = find_activation(call.activation);
+  if (activation == nullptr) [[unlikely]] raise_unknown(call.activation);
+
+  Reasons reasons;
+  if (!supported(x.scalar_type()))
+    reasons.add_dtype("x is ", x.scalar_type(), ", but it must be float32, float64, bfloat16 or float16");
+  if (call.params.size() != static_cast<size_t>(activation->params))
+    reasons.add("got ", call.params.size(), " parameters, but it has ", activation->params);
+  if (call.clamped() && !(call.clamp_min.value_or(-std::numeric_limits<double>::infinity()) <=
+                          call.clamp_max.value_or(std::numeric_limits<double>::infinity())))
+    reasons.add("clamp is [", *call.clamp_min, ", ", *call.clamp_max, "], but its minimum must not exceed its maximum");
+
+  int64_t rank = std::max<int64_t>(x.dim(), 1);
+  int64_t dim = call.dim < 0 ? call.dim + rank : call.dim;
+  Extent extent = Extent::none;
+  if (dim < 0 || dim >= rank) {
+    reasons.add("dim is ", call.dim, ", but x has ", x.dim(), " dims (shape ", x.sym_sizes(), "): it must be in [", -rank,
+                ", ", rank - 1, "]");
+  } else {
+    if (bias) check_bias(reasons, *bias, x, dim);
+    if (weight && !activation->weight) reasons.add("got a weight, but none of its parameters may be a tensor");
+    if (weight && activation->weight) extent = check_weight(reasons, *weight, x, dim);
+  }
+  Saved save = check_save(reasons, *activation, weight.has_value(), call);
+  reasons.raise_if_any(call.activation);
+  return {*activation, dim, save, extent, bias.has_value() || extent == Extent::channel};
+}
+
+// ---- layout and allocation ------------------------------------------------------------------------------------------
+
+c10::SymDimVector dense_strides(const Tensor& x) {
+  c10::SymIntArrayRef strides = x.sym_strides();
+  if (x.is_non_overlapping_and_dense()) return {strides.begin(), strides.end()};
+  if (!x.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
+    std::vector<int64_t> dense = at::infer_dense_strides(x.sizes(), x.strides());
+    return {dense.begin(), dense.end()};
+  }
+  // As at::infer_dense_strides, on symbols: an insertion sort, in which an expanded dim (stride 0) keeps its place.
+  c10::SymIntArrayRef sizes = x.sym_sizes();
+  c10::SmallVector<int64_t, 5> order(x.dim());
+  std::iota(order.rbegin(), order.rend(), 0);
+  auto farther = [&](int64_t a, int64_t b) {  // 1: a is outside of b, -1: inside, 0: cannot tell
+    if (strides[a] == 0 || strides[b] == 0) return 0;
+    if (strides[a] != strides[b]) return strides[a] > strides[b] ? 1 : -1;
+    return sizes[a] > sizes[b] ? 1 : 0;
+  };
+  for (size_t i = 1; i < order.size(); ++i) {
+    size_t last = i;
+    for (size_t j = i; j-- > 0;) {
+      int comparison = farther(order[j], order[last]);
+      if (comparison < 0) break;
+      if (comparison > 0) std::swap(order[j], order[std::exchange(last, j)]);
+    }
+  }
+  c10::SymDimVector dense(x.dim());
+  c10::SymInt next = 1;
+  for (int64_t d : order) {
+    dense[d] = next;
+    next = next * sizes[d];
+  }
+  return dense;
+}
+
+namespace {
+
+Tensor empty_cpu(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype) {
+  constexpr c10::DispatchKeySet cpu(c10::DispatchKey::CPU);
+  size_t bytes = at::detail::computeStorageNbytes(sizes, strides, c10::elementSize(dtype));
+  return at::Tensor(at::detail::empty_strided_generic(sizes, strides, memory::allocator(bytes), cpu, dtype));
+}
+
+// Like at::empty_like, from the library's own allocator.
+Tensor empty_like_cpu(const Tensor& x) {
+  if (x.is_non_overlapping_and_dense()) return empty_cpu(x.sizes(), x.strides(), x.scalar_type());
+  return empty_cpu(x.sizes(), at::infer_dense_strides(x.sizes(), x.strides()), x.scalar_type());
+}
+
+// Whether two tensors of one shape lie alike in memory: strides of dims with one element say nothing.
+bool same_layout(const Tensor& a, const Tensor& b) {
+  if (a.strides() == b.strides() || a.numel() == 0) return true;
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  return true;
+}
+
+// x with the layout of `like`: itself if it has it.
+Tensor laid_out_as(const Tensor& x, const Tensor& like) {
+  return same_layout(x, like) ? x : empty_cpu(like.sizes(), like.strides(), x.scalar_type()).copy_(x);
+}
+
+Tensor dense(const Tensor& x) {
+  return x.is_non_overlapping_and_dense() ? x : empty_like_cpu(x).copy_(x);
+}
+
+// A dense tensor in the order of its memory: the dims with a longer stride than `dim` lie outside of it.
+Shape shape_of(const Tensor& x, const Plan& plan) {
+  if (!plan.channels || x.dim() == 0) return {1, 1, x.numel()};
+  Shape shape{1, x.size(plan.dim), 1};
+  for (int64_t d = 0; d < x.dim(); ++d)
+    if (d != plan.dim && x.size(d) != 1)
+      (x.stride(d) > x.stride(plan.dim) ? shape.outer : shape.inner) *= x.size(d);
+  return shape;
+}
+
+OptTensor contiguous(const OptTensor& vector) { return vector ? OptTensor(vector->contiguous()) : vector; }
+
+// The weight as the kernels read it: a noise in x's layout, a vector contiguous.
+OptTensor weight_beside(const Tensor& x, const OptTensor& weight, const Plan& plan) {
+  return plan.weight == Extent::full ? OptTensor(laid_out_as(*weight, x)) : contiguous(weight);
+}
+
+Vector vector_of(const OptTensor& tensor, Extent extent) {
+  if (!tensor) return {};
+  return {tensor->const_data_ptr(), to_dtype(tensor->scalar_type()), extent};
+}
+
+Scalars scalars_of(const Call& call) {
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  return {call.params.data(), call.gain, call.clamp_min.value_or(-infinity), call.clamp_max.value_or(infinity),
+          call.clamped()};
+}
+
+// Blocks of `grain` elements, shared out by torch's own thread pool.
+void run_parallel(int64_t count, int64_t grain, void* context, void (*body)(void*, int64_t, int64_t)) {
+  int64_t blocks = (count + grain - 1) / grain;
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    body(context, begin * grain, std::min(end * grain, count));
+  });
+}
+
+constexpr Parallel parallel{run_parallel};
+
+// ---- CPU kernels ----------------------------------------------------------------------------------------------------
+
+// x and y are dense and lie alike; they may be the same.
+void forward(const Plan& plan, const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call,
+             const Tensor& y, uint8_t* mask) {
+  if (x.numel() == 0) return;
+  OptTensor bias_vector = contiguous(bias), weight_vector = weight_beside(x, weight, plan);
+  cpu::forward(plan.activation, {.shape = shape_of(x, plan),
+                                 .dtype = to_dtype(x.scalar_type()),
+                                 .x = x.const_data_ptr(),
+                                 .bias = vector_of(bias_vector, Extent::channel),
+                                 .weight = vector_of(weight_vector, plan.weight),
+                                 .scalars = scalars_of(call),
+                                 .y = y.mutable_data_ptr(),
+                                 .mask = mask,
+                                 .parallel = parallel});
+}
+
+// The result in a new dense tensor; a gapped input is gathered into it first and then worked on in place.
+Tensor forward_new(const Plan& plan, const Tensor& input, const OptTensor& bias, const OptTensor& weight,
+                   const Call& call, uint8_t* mask = nullptr) {
+  Tensor y = empty_like_cpu(input);
+  bool gapped = !input.is_non_overlapping_and_dense();
+  if (gapped) y.copy_(input);
+  forward(plan, gapped ? y : input, bias, weight, call, y, mask);
+  return y;
+}
+
+Tensor bias_act_cpu(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  return forward_new(check(input, bias, weight, call), input, bias, weight, call);
+}
+
+void check_overlap(const Tensor& out, const OptTensor& other) {
+  if (other) at::assert_no_partial_overlap(out, *other);
+}
+
+void bias_act_inplace_cpu(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  Plan plan = check(input, bias, weight, call);
+  at::assert_no_internal_overlap(input);
+  check_overlap(input, bias);
+  check_overlap(input, weight);
+  if (input.is_non_overlapping_and_dense())
+    forward(plan, input, bias, weight, call, input, nullptr);
+  else
+    input.copy_(forward_new(plan, input, bias, weight, call));
+}
+
+void check_out(const Tensor& input, const Call& call, const Tensor& out) {
+  Reasons reasons;
+  if (out.scalar_type() != input.scalar_type())
+    reasons.add_dtype("out is ", out.scalar_type(), ", but the result is ", input.scalar_type());
+  if (out.device() != input.device()) reasons.add("out is on ", out.device(), ", but x is on ", input.device());
+  reasons.raise_if_any(call.activation);
+}
+
+// As torch's own out=: an empty `out` takes the result's shape and strides, another wrong shape does so with a warning.
+void resize_out(const Tensor& input, const Tensor& out) {
+  if (at::native::resize_output_symint(out, input.sym_sizes())) out.as_strided__symint(input.sym_sizes(), dense_strides(input));
+}
+
+void bias_act_out_cpu(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call,
+                      const Tensor& out) {
+  Plan plan = check(input, bias, weight, call);
+  check_out(input, call, out);
+  resize_out(input, out);
+  at::assert_no_internal_overlap(out);
+  at::assert_no_partial_overlap(out, input);
+  check_overlap(out, bias);
+  check_overlap(out, weight);
+  if (input.is_non_overlapping_and_dense() && same_layout(out, input))
+    forward(plan, input, bias, weight, call, out, nullptr);
+  else
+    out.copy_(forward_new(plan, input, bias, weight, call));
+}
+
+Masked bias_act_mask_cpu(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  Plan plan = check(input, bias, weight, call);
+  Tensor mask = empty_cpu({mask_bytes(input.numel())}, {1}, at::kByte);
+  Tensor y = forward_new(plan, input, bias, weight, call, mask.mutable_data_ptr<uint8_t>());
+  return {std::move(y), std::move(mask)};
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------------
+
+c10::SymInt mask_bytes(const c10::SymInt& numel) { return (numel + 7) / 8; }
+
+// The checks of a backward operator: those of the forward one, and that grad and saved belong together.
+Plan check_backward(const Tensor& grad, const Tensor& saved, const OptTensor& bias, const OptTensor& weight,
+                    const Call& call, bool grad_bias, bool grad_weight) {
+  Plan plan = check(grad, bias, weight, call);
+  Reasons reasons;
+  if (call.save == "auto") reasons.add("save is 'auto', but backward must be told what it gets");
+  if (plan.save == Saved::mask) {
+    if (saved.scalar_type() != at::kByte || saved.dim() != 1 || saved.sym_numel() != mask_bytes(grad.sym_numel()))
+      reasons.add("the mask is ", saved.scalar_type(), " of shape ", saved.sym_sizes(), ", but it must be uint8 of shape [",
+                  mask_bytes(grad.sym_numel()), "] for ", grad.sym_numel(), " elements");
+  } else {
+    if (saved.scalar_type() != grad.scalar_type())
+      reasons.add_dtype("grad is ", grad.scalar_type(), ", but the saved tensor is ", saved.scalar_type());
+    if (saved.sym_sizes() != grad.sym_sizes())
+      reasons.add("grad has shape ", grad.sym_sizes(), ", but the saved tensor has ", saved.sym_sizes());
+  }
+  if (saved.device() != grad.device()) reasons.add("grad is on ", grad.device(), ", but the saved tensor is on ", saved.device());
+  if (grad_bias && !bias) reasons.add("a gradient for the bias is asked for, but there is no bias");
+  if (grad_weight && !weight) reasons.add("a gradient for the weight is asked for, but there is no weight");
+  if (grad_weight && plan.weight == Extent::full)
+    reasons.add("weight has one element for each of x (a noise): it has no gradient");
+  if (grad_weight && plan.save != Saved::input)
+    reasons.add("save='", call.save, "': the gradient of the weight needs the input; use save='input'");
+  reasons.raise_if_any(call.activation);
+  return plan;
+}
+
+// Where a summed gradient goes: like the vector that it is for, or empty where it is not asked for.
+Tensor sum_like(const OptTensor& vector, bool asked, const Tensor& x) {
+  if (!asked) return at::empty_symint({0}, x.options());
+  return x.sym_numel() == 0 ? at::zeros_symint(vector->sym_sizes(), vector->options())
+                            : at::empty_symint(vector->sym_sizes(), vector->options());
+}
+
+Sum sum_of(const Tensor& tensor, bool asked) {
+  return asked ? Sum{tensor.mutable_data_ptr(), to_dtype(tensor.scalar_type())} : Sum{};
+}
+
+Gradients bias_act_backward_cpu(const Tensor& grad, const Tensor& saved, const OptTensor& bias, const OptTensor& weight,
+                                const Call& call, bool grad_bias, bool grad_weight) {
+  Plan plan = check_backward(grad, saved, bias, weight, call, grad_bias, grad_weight);
+  Tensor bias_sum = sum_like(bias, grad_bias, grad), weight_sum = sum_like(weight, grad_weight, grad);
+  if (grad.numel() == 0) return {empty_like_cpu(plan.save == Saved::mask ? grad : saved), bias_sum, weight_sum};
+
+  Tensor x = plan.save == Saved::mask ? saved.contiguous() : dense(saved);
+  Tensor g = plan.save == Saved::mask ? dense(grad) : laid_out_as(grad, x);
+  Tensor grad_x = g.is_same(grad) ? empty_like_cpu(g) : g;  // a copy of our own is written over
+  OptTensor bias_vector = contiguous(bias), weight_vector = weight_beside(g, weight, plan);
+  cpu::backward(plan.activation, {.shape = shape_of(g, plan),
+                                  .dtype = to_dtype(g.scalar_type()),
+                                  .saved_kind = plan.save,
+                                  .grad = g.const_data_ptr(),
+                                  .saved = x.const_data_ptr(),
+                                  .bias = vector_of(bias_vector, Extent::channel),
+                                  .weight = vector_of(weight_vector, plan.weight),
+                                  .scalars = scalars_of(call),
+                                  .grad_x = grad_x.mutable_data_ptr(),
+                                  .grad_bias = sum_of(bias_sum, grad_bias),
+                                  .grad_weight = sum_of(weight_sum, grad_weight),
+                                  .parallel = parallel});
+  return {std::move(grad_x), std::move(bias_sum), std::move(weight_sum)};
+}
+
+Plan check_double_backward(const Tensor& u, const Tensor& grad, const Tensor& saved, const OptTensor& bias,
+                           const Call& call, bool grad_bias) {
+  Plan plan = check_backward(grad, saved, bias, {}, call, grad_bias, false);
+  Reasons reasons;
+  if (plan.save == Saved::mask) reasons.add("save='mask': a piecewise linear function has no second derivative");
+  if (u.scalar_type() != grad.scalar_type())
+    reasons.add_dtype("u is ", u.scalar_type(), ", but grad is ", grad.scalar_type());
+  if (u.sym_sizes() != grad.sym_sizes()) reasons.add("u has shape ", u.sym_sizes(), ", but grad has ", grad.sym_sizes());
+  reasons.raise_if_any(call.activation);
+  return plan;
+}
+
+DoubleGradients bias_act_double_backward_cpu(const Tensor& u, const Tensor& grad, const Tensor& saved,
+                                             const OptTensor& bias, const Call& call, bool grad_bias) {
+  Plan plan = check_double_backward(u, grad, saved, bias, call, grad_bias);
+  Tensor bias_sum = sum_like(bias, grad_bias, grad);
+  if (grad.numel() == 0) return {empty_like_cpu(saved), empty_like_cpu(saved), bias_sum};
+
+  Tensor x = dense(saved), g = laid_out_as(grad, x), w = laid_out_as(u, x);
+  Tensor grad_grad = empty_like_cpu(x), grad_x = empty_like_cpu(x);
+  OptTensor bias_vector = contiguous(bias);
+  cpu::double_backward(plan.activation, {.shape = shape_of(x, plan),
+                                         .dtype = to_dtype(x.scalar_type()),
+                                         .saved_kind = plan.save,
+                                         .u = w.const_data_ptr(),
+                                         .grad = g.const_data_ptr(),
+                                         .saved = x.const_data_ptr(),
+                                         .bias = vector_of(bias_vector, Extent::channel),
+                                         .scalars = scalars_of(call),
+                                         .grad_grad = grad_grad.mutable_data_ptr(),
+                                         .grad_x = grad_x.mutable_data_ptr(),
+                                         .grad_bias = sum_of(bias_sum, grad_bias),
+                                         .parallel = parallel});
+  return {std::move(grad_grad), std::move(grad_x), std::move(bias_sum)};
+}
+
+// ---- Meta kernels: the checks, and results without memory -----------------------------------------------------------
+
+Tensor empty_like_meta(const Tensor& x) { return at::empty_strided_symint(x.sym_sizes(), dense_strides(x), x.options()); }
+
+Tensor bias_act_meta(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  check(input, bias, weight, call);
+  return empty_like_meta(input);
+}
+
+void bias_act_inplace_meta(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  check(input, bias, weight, call);
+  at::assert_no_internal_overlap(input);
+}
+
+void bias_act_out_meta(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call,
+                       const Tensor& out) {
+  check(input, bias, weight, call);
+  check_out(input, call, out);
+  resize_out(input, out);
+}
+
+Masked bias_act_mask_meta(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  check(input, bias, weight, call);
+  c10::SymInt bytes = mask_bytes(input.sym_numel());
+  return {empty_like_meta(input), at::empty_symint({bytes}, input.options().dtype(at::kByte))};
+}
+
+Gradients bias_act_backward_meta(const Tensor& grad, const Tensor& saved, const OptTensor& bias,
+                                 const OptTensor& weight, const Call& call, bool grad_bias, bool grad_weight) {
+  Plan plan = check_backward(grad, saved, bias, weight, call, grad_bias, grad_weight);
+  return {empty_like_meta(plan.save == Saved::mask ? grad : saved), sum_like(bias, grad_bias, grad),
+          sum_like(weight, grad_weight, grad)};
+}
+
+DoubleGradients bias_act_double_backward_meta(const Tensor& u, const Tensor& grad, const Tensor& saved,
+                                              const OptTensor& bias, const Call& call, bool grad_bias) {
+  check_double_backward(u, grad, saved, bias, call, grad_bias);
+  return {empty_like_meta(saved), empty_like_meta(saved), sum_like(bias, grad_bias, grad)};
+}
+
+// ---- every other device ---------------------------------------------------------------------------------------------
+
+// Nothing falls back silently: a tensor that no kernel of this build can take says which build could.
+void raise_no_kernel(const c10::OperatorHandle& op, c10::Stack* stack) {
+  for (const c10::IValue& argument : torch::jit::last(*stack, op.schema().arguments().size())) {
+    if (!argument.isTensor() || !argument.toTensor().defined()) continue;
+    const Tensor& x = argument.toTensor();
+    TORCH_CHECK_NOT_IMPLEMENTED(x.layout() == at::kStrided, op.schema().name(), ": x is ", x.layout(),
+                                ", but it must be a dense (strided) tensor: use x.to_dense()");
+    TORCH_CHECK_NOT_IMPLEMENTED(x.is_cpu(), op.schema().name(), ": x is on ", x.device(),
+                                ", but this build has kernels for the CPU only; use x.cpu(), or install a build of fusedact for ",
+                                x.device().type());
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(), ": no kernel for tensors of this kind");
+}
+
+}  // namespace
+
+// ---- schema ---------------------------------------------------------------------------------------------------------
+
+#define FUSEDACT_TENSORS "Tensor? bias, Tensor? weight, "
+#define FUSEDACT_SCALARS "str activation, float[] params, int dim, float gain, float? clamp_min, float? clamp_max"
+
+TORCH_LIBRARY(fusedact, m) {
+  // The mask lies in the order of the input's memory: a compiler must keep the strides that it traced with.
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides};
+  m.def("bias_act(Tensor input, " FUSEDACT_TENSORS FUSEDACT_SCALARS ", str save) -> Tensor", tags);
+  m.def("bias_act_(Tensor(a!) input, " FUSEDACT_TENSORS FUSEDACT_SCALARS ", str save) -> ()", tags);
+  m.def("bias_act.out(Tensor input, " FUSEDACT_TENSORS FUSEDACT_SCALARS ", str save, *, Tensor(a!) out) -> ()", tags);
+  m.def("bias_act_mask(Tensor input, " FUSEDACT_TENSORS FUSEDACT_SCALARS ") -> (Tensor output, Tensor mask)", tags);
+  m.def("bias_act_backward(Tensor grad, Tensor saved, " FUSEDACT_TENSORS FUSEDACT_SCALARS
+        ", str save, bool grad_bias, bool grad_weight) -> (Tensor grad_input, Tensor grad_bias, Tensor grad_weight)",
+        tags);
+  m.def("bias_act_double_backward(Tensor u, Tensor grad, Tensor saved, Tensor? bias, " FUSEDACT_SCALARS
+        ", str save, bool grad_bias) -> (Tensor grad_grad, Tensor grad_saved, Tensor grad_bias)",
+        tags);
+}
+
+TORCH_LIBRARY_IMPL(fusedact, CPU, m) {
+  m.impl("bias_act", Flat<bias_act_cpu>::call);
+  m.impl("bias_act_", Flat<bias_act_inplace_cpu>::call);
+  m.impl("bias_act.out", Flat<bias_act_out_cpu>::call);
+  m.impl("bias_act_mask", Flat<bias_act_mask_cpu>::call);
+  m.impl("bias_act_backward", Flat<bias_act_backward_cpu>::call);
+  m.impl("bias_act_double_backward", Flat<bias_act_double_backward_cpu>::call);
+}
+
+TORCH_LIBRARY_IMPL(fusedact, Meta, m) {
+  m.impl("bias_act", Flat<bias_act_meta>::call);
+  m.impl("bias_act_", Flat<bias_act_inplace_meta>::call);
+  m.impl("bias_act.out", Flat<bias_act_out_meta>::call);
+  m.impl("bias_act_mask", Flat<bias_act_mask_meta>::call);
+  m.impl("bias_act_backward", Flat<bias_act_backward_meta>::call);
+  m.impl("bias_act_double_backward", Flat<bias_act_double_backward_meta>::call);
+}
+
+TORCH_LIBRARY_IMPL(fusedact, CompositeExplicitAutograd, m) {
+  for (const char* op : {"bias_act", "bias_act_", "bias_act.out", "bias_act_mask", "bias_act_backward",
+                         "bias_act_double_backward"})
+    m.impl(op, torch::CppFunction::makeFromBoxedFunction<raise_no_kernel>());
+}
+
+// ---- the operators as functions -------------------------------------------------------------------------------------
+
+namespace {
+
+// The typed handle of an operator, looked up once.
+template <auto kernel>
+auto handle(const char* name, const char* overload = "") {
+  using Signature = std::remove_pointer_t<decltype(&Flat<kernel>::call)>;
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Signature>();
+}
+
+}  // namespace
+
+Tensor bias_act(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& c) {
+  static auto op = handle<bias_act_cpu>("fusedact::bias_act");
+  return op.call(input, bias, weight, c.activation, c.params, c.dim, c.gain, c.clamp_min, c.clamp_max, c.save);
+}
+
+void bias_act_(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& c) {
+  static auto op = handle<bias_act_inplace_cpu>("fusedact::bias_act_");
+  op.call(input, bias, weight, c.activation, c.params, c.dim, c.gain, c.clamp_min, c.clamp_max, c.save);
+}
+
+void bias_act_out(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& c,
+                  const Tensor& out) {
+  static auto op = handle<bias_act_out_cpu>("fusedact::bias_act", "out");
+  op.call(input, bias, weight, c.activation, c.params, c.dim, c.gain, c.clamp_min, c.clamp_max, c.save, out);
+}
+
+Masked bias_act_mask(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& c) {
+  static auto op = handle<bias_act_mask_cpu>("fusedact::bias_act_mask");
+  return op.call(input, bias, weight, c.activation, c.params, c.dim, c.gain, c.clamp_min, c.clamp_max);
+}
+
+Gradients bias_act_backward(const Tensor& grad, const Tensor& saved, const OptTensor& bias, const OptTensor& weight,
+                            const Call& c, bool grad_bias, bool grad_weight) {
+  static auto op = handle<bias_act_backward_cpu>("fusedact::bias_act_backward");
+  return op.call(grad, saved, bias, weight, c.activation, c.params, c.dim, c.gain, c.clamp_min, c.clamp_max, c.save,
+                 grad_bias, grad_weight);
+}
+
+DoubleGradients bias_act_double_backward(const Tensor& u, const Tensor& grad, const Tensor& saved,
+                                         const OptTensor& bias, const Call& c, bool grad_bias) {
+  static auto op = handle<bias_act_double_backward_cpu>("fusedact::bias_act_double_backward");
+  return op.call(u, grad, saved, bias, c.activation, c.params, c.dim, c.gain, c.clamp_min, c.clamp_max, c.save,
+                 grad_bias);
+}
+
+}  // namespace fusedact
