@@ -191,7 +191,11 @@ template <class V>
 struct hardswish : Plain<> {
   static constexpr std::string_view name = "hardswish";
   explicit hardswish(const double*) {}
-  FUSEDACT_FN V forward(V x) const { return x * (at_most(at_least(x + V(3), V(0)), V(6)) * V(1.0 / 6)); }
+  FUSEDACT_FN V forward(V x) const {
+    V c = at_most(at_least(x + V(3), V(0)), V(6));
+    Two<V> sixth = two_constant<V>(1.0 / 6);
+    return x * fma(c, sixth.hi, c * sixth.lo);  // 6 times this sixth is 1
+  }
   FUSEDACT_FN V derivative(V x) const {
     V slope = fma(x, V(2), V(3)) * V(1.0 / 6);  // exact near its root
     return select(x <= V(-3), V(0), select(x < V(3), slope, V(1)));
@@ -206,7 +210,7 @@ struct hard_mish : Plain<> {
   explicit hard_mish(const double*) {}
   FUSEDACT_FN V forward(V x) const { return x * (V(0.5) * at_most(at_least(x + V(2), V(0)), V(2))); }
   FUSEDACT_FN V derivative(V x) const {
-    return select((x >= V(-2)) & (x <= V(0)), x + V(1), select(x > V(0), V(1), V(0)));
+    return select(x > V(0), V(1), select(x < V(-2), V(0), x + V(1)));
   }
   FUSEDACT_FN V second(V x) const { return select((x > V(-2)) & (x < V(0)), V(1), V(0)); }
 };
@@ -238,9 +242,9 @@ struct Elu : Invertible<Params> {
 
   FUSEDACT_FN V forward(V x) const {
     Two<V> t = two_scaled(inverse_width, select(x > V(0), V(0), x));
-    Two<V> e = expm1_negative(t.hi);
-    V left = fma(height.hi, e.hi, fma(height.hi, fma(t.lo, e.hi, t.lo) + e.lo, height.lo * e.hi));
-    return select(x > V(0), x * V(scale), left);
+    t.lo = select(t.hi < V(-60), V(0), t.lo);
+    V e = expm1_negative(t.hi);
+    return select(x > V(0), x * V(scale), fma(height.hi, e, fma(height.hi, fma(t.lo, e, t.lo), height.lo * e)));
   }
   FUSEDACT_FN V left_slope(V x) const {
     Two<V> t = two_scaled(inverse_width, select(x > V(0), V(0), x));
@@ -259,6 +263,9 @@ template <class V>
 struct elu : Elu<V, 1> {
   static constexpr std::string_view name = "elu";
   explicit elu(const double* p) : Elu<V, 1>(p[0], 1, 1) {}
+  FUSEDACT_FN V forward(V x) const { return select(x > V(0), x, this->height.hi * expm1_negative(x)); }
+  FUSEDACT_FN V left_slope(V x) const { return this->height.hi * exp_negative(x); }
+  FUSEDACT_FN V derivative(V x) const { return select((x > V(0)) | (x != x), V(1), left_slope(x)); }
   static bool invertible(const double* p) { return p[0] >= 0; }
 };
 
@@ -295,11 +302,7 @@ struct sigmoid_ : Invertible<> {
   static constexpr std::string_view name = "sigmoid";
   explicit sigmoid_(const double*) {}
   FUSEDACT_FN V forward(V x) const { return sigmoid(x); }
-  FUSEDACT_FN V derivative(V x) const {
-    Two<V> z = exp_scaled(V(0) - abs(x), V(0));
-    V inverse = V(1) / fma(z.hi, V(table<scalar_t<V>>::unscale), V(1));
-    return rounded(z) * inverse * inverse * V(table<scalar_t<V>>::unscale);
-  }
+  FUSEDACT_FN V derivative(V x) const { return sigmoid_slope(x); }
   FUSEDACT_FN V second(V x) const {
     V s = sigmoid(x), r = sigmoid(V(0) - x);
     return s * r * (r - s);
@@ -315,7 +318,7 @@ struct logsigmoid : Invertible<> {
   FUSEDACT_FN V forward(V x) const { return V(0) - softplus(Two<V>{V(0) - x, V(0)}); }
   FUSEDACT_FN V derivative(V x) const { return sigmoid(V(0) - x); }
   FUSEDACT_FN V second(V x) const { return V(0) - sigmoid(x) * sigmoid(V(0) - x); }
-  FUSEDACT_FN V derivative_from_output(V y) const { return V(0) - rounded(expm1_negative(y)); }
+  FUSEDACT_FN V derivative_from_output(V y) const { return V(0) - expm1_negative(y); }
   FUSEDACT_FN V second_from_output(V y) const { return V(0) - exp_negative(y); }
 };
 
@@ -333,23 +336,13 @@ struct softplus_ : Plain<2> {
   }
   FUSEDACT_FN V derivative(V x) const {
     Two<V> t = two_scaled(beta, x);
-    auto [s, scale] = logistic(t);
-    return select(t.hi > limit, V(1), rounded(s) * scale);
+    return select(t.hi > limit, V(1), sigmoid(t));
   }
   FUSEDACT_FN V second(V x) const {
     V t = beta.hi * x;
     return select(t > limit, V(0), beta.hi * sigmoid(t) * sigmoid(V(0) - t));
   }
-  // 1 - e^(-beta y), with the threshold on y, which is x beyond it.
-  FUSEDACT_FN V derivative_from_output(V y) const {
-    V t = beta.hi * y;
-    return select(t > limit, V(1), V(0) - rounded(expm1_negative(V(0) - t)));
-  }
-  FUSEDACT_FN V second_from_output(V y) const {
-    V t = beta.hi * y;
-    return select(t > limit, V(0), beta.hi * exp_negative(V(0) - t));
-  }
-  static bool invertible(const double* p) { return p[0] > 0; }
+  // No derivative from y: below the threshold y reaches beyond it, so that y does not tell on which branch x was.
 };
 
 // f = x sigma(t(x)): the second derivative in t' and t''.
@@ -363,8 +356,8 @@ template <class V>
 struct silu : Plain<> {
   static constexpr std::string_view name = "silu";
   explicit silu(const double*) {}
-  FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, Two<V>{x, V(0)}); }
-  FUSEDACT_FN V derivative(V x) const { return times_sigmoid_derivative(Two<V>{x, V(0)}, Two<V>{x, V(0)}); }
+  FUSEDACT_FN V forward(V x) const { return times_sigmoid(x); }
+  FUSEDACT_FN V derivative(V x) const { return times_sigmoid_derivative(x); }
   FUSEDACT_FN V second(V x) const { return times_sigmoid_second(x, x, V(1), V(0)); }
 };
 
@@ -378,7 +371,7 @@ struct swish : Plain<1> {
   FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, two_scaled(beta, x)); }
   FUSEDACT_FN V derivative(V x) const {
     Two<V> t = two_scaled(beta, x);
-    return times_sigmoid_derivative(t, t);
+    return times_sigmoid_derivative(x, t, t);
   }
   FUSEDACT_FN V second(V x) const { return times_sigmoid_second(x, beta.hi * x, beta.hi, V(0)); }
   FUSEDACT_FN V weight_derivative(V x) const {
@@ -391,8 +384,10 @@ template <class V>
 struct quick_gelu : swish<V> {
   static constexpr std::string_view name = "quick_gelu";
   static constexpr int params = 0;
-  static constexpr double beta[] = {1.702};
-  explicit quick_gelu(const double*) : swish<V>(beta) {}
+  static constexpr double slope[] = {1.702};
+  explicit quick_gelu(const double*) : swish<V>(slope) {
+    this->beta = two_constant<V>(1.702, 4.2632564145606011e-17);  // the decimal 1.702, also in float64
+  }
 };
 
 // x tanh(softplus x). With z = e^-|x|, tanh(softplus x) is z (2 + z) / (2 + 2z + z^2) on the left and
@@ -404,39 +399,40 @@ struct mish : Plain<> {
   FUSEDACT_FN V forward(V x) const {
     using K = table<scalar_t<V>>;
     auto negative = x < V(0);
-    Two<V> e = exp_scaled(V(0) - abs(x), V(0));
-    V z = e.hi * V(K::unscale), z_lo = e.lo * V(K::unscale);
-    V n = select(negative, V(2) + z, fma(V(2), z, V(1)));
-    V n_lo = select(negative, (V(2) - n) + z + z_lo, fma(V(2), z, V(1) - n) + V(2) * z_lo);
-    V m = select(negative, n, V(2) * z) * z;
-    V base = select(negative, V(2), n);
-    V d = base + m;
-    V d_lo = (base - d) + m + select(negative, V(2) * z_lo, fma(V(4) * z, z_lo, n_lo));
-    V q = rounded(two_quotient(Two<V>{n, n_lo}, Two<V>{d, d_lo}));
-    return x * select(negative, fma(q, e.hi, q * e.lo), q) * select(negative, V(K::unscale), V(1));
+    V z = rounded(exp_parts(negative_abs(x)));
+    V times = select(negative, V(1), V(2)), start = select(negative, V(2), V(1));
+    V n = fma(times, z, start), n_lo = fma(times, z, start - n);
+    V k = select(negative, n, z + z), base = select(negative, V(2), n);
+    V d = fma(k, z, base), d_lo = fma(k, z, base - d) + select(negative, V(0), n_lo);
+    V factor = select(negative, z, V(1)), a = x * factor;
+    V y = product_over(a, n, fma(a, n_lo, fma_exact(x, factor, V(0) - a) * n), d, d_lo);
+    auto beyond = abs(x) > V(K::plain);
+    if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_tail(x, x, V(0)), y);
+    return y;
   }
+  // left:  (4 (1 + x) + z (6 + 4x) + 4 z^2 + z^3) z / d^2, where the sum cancels at the root near -1.19
+  // right: (1 + 4 z + z^2 (6 + 4x) + 4 (1 + x) z^3) / d^2
   FUSEDACT_FN V derivative(V x) const {
     using K = table<scalar_t<V>>;
     auto negative = x < V(0);
-    Two<V> e = exp_scaled(V(0) - abs(x), V(0));
-    V z = e.hi * V(K::unscale), z_lo = e.lo * V(K::unscale);
-    V d = select(negative, fma(z, z + V(2), V(2)), fma(V(2) * z, z + V(1), V(1)));
-    V inverse = V(1) / d;
-    // left:  4 (1 + x) + z (6 + 4x) + 4 z^2 + z^3, times z / d^2; the sum cancels at the root near -1.19
-    V one_x = V(1) + x;
-    V one_x_lo = select(x > V(-1), (V(1) - one_x) + x, (x - one_x) + V(1));
-    V six = fma(V(4), x, V(6));
-    Two<V> p = two_product(z, six);
-    V rest = fma(z_lo, six, p.lo) + z * z * (V(4) + z) + fma(V(8) * z, z_lo, V(4) * one_x_lo);
-    V left = fma(V(4), one_x, p.hi) + rest;
-    // right: 1 + 4 z + z^2 (6 + 4x) + 4 (1 + x) z^3, over d^2
-    V right = fma(z, fma(z, fma(V(4) * one_x, z, six), V(4)), V(1));
-    V n = select(negative, left * inverse * rounded(e), right * inverse);
-    return n * inverse * select(negative, V(K::unscale), V(1));
+    V z = rounded(exp_parts(negative_abs(x)));
+    // d^2 = 4 + 8z + 8z^2 + 4z^3 + z^4 on the left, the coefficients reversed on the right
+    V square = fma(select(negative, V(1), V(4)), z, select(negative, V(4), V(8)));
+    square = fma(fma(square, z, V(8)), z, select(negative, V(8), V(4)));
+    V first = select(negative, V(4), V(1)), d = fma(square, z, first), d_lo = fma(square, z, first - d);
+    V one_x = V(4) * (V(1) + x), six = fma(V(4), x, V(6));
+    V left = fma(z, six, one_x) + z * z * (V(4) + z);
+    V right = fma(z, fma(z, fma(one_x, z, six), V(4)), V(1));
+    V y = product_over(select(negative, left, right), select(negative, z, V(1)), d, d_lo);
+    auto beyond = abs(x) > V(K::plain);
+    if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), x), y);
+    return y;
   }
+  // With s = sigma(x), r = sigma(-x): tanh(softplus x) = s (1 + r) / (1 + r^2), and 1 minus its square 4 r^2 / (1 + r^2)^2.
   FUSEDACT_FN V second(V x) const {
-    V s = sigmoid(x), t = tanh(softplus(Two<V>{x, V(0)}));
-    return (V(1) - t * t) * s * (V(2) + x * sigmoid(V(0) - x) - V(2) * x * s * t);
+    V s = sigmoid(x), r = sigmoid(V(0) - x), d = V(1) / fma(r, r, V(1));
+    V t = s * (V(1) + r) * d, u = V(2) * r * d;
+    return u * u * s * (V(2) + x * (r - V(2) * s * t));
   }
 };
 
@@ -447,22 +443,8 @@ template <class V>
 struct gelu : Plain<> {
   static constexpr std::string_view name = "gelu";
   explicit gelu(const double*) {}
-  FUSEDACT_FN V forward(V x) const {
-    using K = table<scalar_t<V>>;
-    auto negative = x < V(0);
-    V tail = rounded(normal_tail_scaled(abs(x)));
-    V p = select(negative, tail, fma(tail, V(-K::unscale), V(1)));
-    return x * p * select(negative, V(K::unscale), V(1));
-  }
-  // Phi(x) + x phi(x) = e^(-x^2 / 2) (root - |x|) H(|x|) on the left, 1 minus the same on the right.
-  FUSEDACT_FN V derivative(V x) const {
-    using K = table<scalar_t<V>>;
-    constexpr double root = 0.75179152469356446, root_rest = root - double(scalar_t<V>(root));
-    V a = abs(x), bounded = at_most(a, V(K::tail_limit));
-    V n = polynomial(bounded, K::slope_p) * ((V(root) - a) + V(root_rest));
-    V left = rounded(gauss_scaled(x)) * (n / polynomial(bounded, K::slope_q)) * V(K::unscale);
-    return select(x < V(0), left, V(1) - left);
-  }
+  FUSEDACT_FN V forward(V x) const { return times_normal_cdf(x); }
+  FUSEDACT_FN V derivative(V x) const { return times_normal_cdf_derivative(x); }
   FUSEDACT_FN V second(V x) const { return normal_pdf(x) * (V(2) - x * x); }
 };
 
@@ -470,27 +452,26 @@ struct gelu : Plain<> {
 template <class V>
 struct gelu_tanh : Plain<> {
   static constexpr std::string_view name = "gelu_tanh";
-  static constexpr double c1 = 1.5957691216057307, c3 = 0.044715 * c1;
+  static constexpr double c1 = 1.5957691216057308, c3 = 0.071354816272600249;  // sqrt(8 / pi), 0.044715 c1
   explicit gelu_tanh(const double*) {}
 
-  // x (a + b x^2), to twice the precision; x is bounded where the result only saturates.
-  FUSEDACT_FN static Two<V> odd_cubic(V x, double a, double b) {
+  // x (a + b x^2) to twice the precision, for a constant b and a; x is bounded where the result only saturates.
+  FUSEDACT_FN static Two<V> odd_cubic(V x, Two<V> a, Two<V> b) {
     V bounded = at_most(at_least(x, V(-1e4)), V(1e4));
-    Two<V> square = two_product(bounded, bounded);
-    Two<V> bx = two_scaled(two_constant<V>(b), square.hi);
-    bx.lo = fma(V(b), square.lo, bx.lo);
-    Two<V> k = two_constant<V>(a);
-    V sum = k.hi + bx.hi;
-    V larger = select(bx.hi > k.hi, bx.hi, k.hi), smaller = select(bx.hi > k.hi, k.hi, bx.hi);
-    V rest = ((larger - sum) + smaller) + (bx.lo + k.lo);
-    Two<V> p = two_product(sum, bounded);
-    return {p.hi, fma(rest, bounded, p.lo)};
+    V square = bounded * bounded, square_lo = fma_exact(bounded, bounded, V(0) - square);
+    V sum = fma(b.hi, square, a.hi), added = sum - a.hi;
+    V lost = fma_exact(b.hi, square, V(0) - added) + (a.hi - (sum - added));
+    V rest = lost + fma(b.hi, square_lo, fma(b.lo, square, a.lo));
+    V p = sum * bounded;
+    return {p, fma(rest, bounded, fma_exact(sum, bounded, V(0) - p))};
   }
-  FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, odd_cubic(x, c1, c3)); }
+  FUSEDACT_FN static Two<V> argument(V x) {
+    return odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17), two_constant<V>(c3, -6.1751499181553155e-19));
+  }
+  FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, argument(x)); }
   FUSEDACT_FN V derivative(V x) const {
-    Two<V> w = odd_cubic(x, c1, 3 * c3);
-    w.hi = w.hi + (x - x);  // infinite x: NaN, as the product rule has it
-    return times_sigmoid_derivative(odd_cubic(x, c1, c3), w);
+    Two<V> w = odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17), two_constant<V>(3 * c3));
+    return times_sigmoid_derivative(x, argument(x), w);
   }
   FUSEDACT_FN V second(V x) const {
     V square = x * x;
@@ -515,22 +496,23 @@ struct tanh_ : Invertible<> {
 template <class V>
 struct softcap : Invertible<1> {
   static constexpr std::string_view name = "softcap";
-  Two<V> cap, inverse;
-  explicit softcap(const double* p) : cap(two_constant<V>(p[0])), inverse(two_constant<V>(1 / p[0])) {}
+  static constexpr bool wide = true;
+  V cap, inverse;
+  explicit softcap(const double* p) : cap(p[0]), inverse(1 / p[0]) {}
   FUSEDACT_FN V forward(V x) const {
-    V t = tanh(rounded(two_scaled(inverse, x)));
-    return fma(cap.hi, t, cap.lo * t);
+    V u = x / cap, t = cap * tanh(u);
+    return select(abs(u) < V(1e-9), x, t);  // where u may have lost digits, f(x) is x
   }
-  FUSEDACT_FN V derivative(V x) const { return sech_squared(two_scaled(inverse, x)); }
+  FUSEDACT_FN V derivative(V x) const { return sech_squared(x / cap); }
   FUSEDACT_FN V second(V x) const {
-    V t = inverse.hi * x;
-    return V(-2) * tanh(t) * sech_squared(t) * inverse.hi;
+    V t = x * inverse;
+    return V(-2) * tanh(t) * sech_squared(t) * inverse;
   }
   FUSEDACT_FN V derivative_from_output(V y) const {
-    V t = y * inverse.hi;
+    V t = y * inverse;
     return (V(1) - t) * (V(1) + t);
   }
-  FUSEDACT_FN V second_from_output(V y) const { return V(-2) * y * inverse.hi * inverse.hi; }
+  FUSEDACT_FN V second_from_output(V y) const { return V(-2) * y * inverse * inverse; }
 };
 
 // x - tanh x: below 1 by its series, since the terms cancel.
@@ -607,7 +589,7 @@ struct signed_sqrt : Plain<> {
   explicit signed_sqrt(const double*) {}
   FUSEDACT_FN V forward(V x) const { return copysign(sqrt(abs(x)), x); }
   FUSEDACT_FN V derivative(V x) const { return V(0.5) / sqrt(abs(x)); }
-  FUSEDACT_FN V second(V x) const { return V(-0.25) / (x * sqrt(abs(x))); }
+  FUSEDACT_FN V second(V x) const { return V(-0.25) / x / sqrt(abs(x)); }
 };
 
 template <class V>

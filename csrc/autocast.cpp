@@ -7,12 +7,12 @@
 namespace fusedact {
 namespace {
 
-// The parameter as the kernels take it: x's dtype, or float32 beside 16-bit x.
+// The parameter as the kernels take it: x's dtype, or float32 beside 16-bit x; a noise in the compute dtype.
 OptTensor fitted(const OptTensor& parameter, const Tensor& x) {
   if (!parameter || !at::isFloatingType(x.scalar_type()) || !at::isFloatingType(parameter->scalar_type()))
     return parameter;
   at::ScalarType wide = compute_dtype(x.scalar_type());
-  if (parameter->scalar_type() == x.scalar_type() || parameter->scalar_type() == wide) return parameter;
+  if (parameter->scalar_type() == x.scalar_type() && parameter->dim() <= 1) return parameter;
   return parameter->to(wide);
 }
 

@@ -5,7 +5,6 @@
 // Every step goes through the dispatcher, so that torch.compile and the transforms of torch.func see operators only.
 // Forward mode: the tangent of each operator is the next one, applied to the tangents. No maths, no loops.
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/empty_strided.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/library.h>
 
@@ -31,6 +30,7 @@ class KeptCall {
     call_ = call;
     params_.assign(call.params.begin(), call.params.end());
     call_.activation = plan.activation.name;
+    call_.dim = plan.dim;
     call_.save = name_of(plan.save);
   }
   Call get() const {
@@ -102,7 +102,7 @@ struct BiasActBackward0 final : autograd::Node {
     Tensor saved_tensor = saved.unpack(saved_is_output ? getptr() : nullptr);
     Call kept = call.get();
     if (kept.save == "mask" && grad.sym_strides() != mask_strides)
-      grad = at::empty_strided_symint(grad.sym_sizes(), mask_strides, grad.options()).copy_(grad);
+      grad = grad.new_empty_strided_symint(grad.sym_sizes(), mask_strides).copy_(grad);
     bool to_bias = task_should_compute_output(1), to_weight = task_should_compute_output(2);
     auto [grad_input, grad_bias, grad_weight] =
         bias_act_backward(grad, saved_tensor, bias.get(), unpack_optional(weight), kept, to_bias, to_weight);
@@ -136,8 +136,7 @@ struct BiasActBackwardBackward0 final : autograd::Node {
     Tensor saved_grad = grad.unpack(), saved_tensor = saved.unpack();
     Tensor u = std::move(grads[0]);
     if (grads.size() > 1 && grads[1].defined()) {
-      int64_t rank = saved_grad.dim(), dim = kept.dim < 0 ? kept.dim + std::max<int64_t>(rank, 1) : kept.dim;
-      Tensor of_bias = composite::along(grads[1].to(saved_grad.scalar_type()), dim, rank);
+      Tensor of_bias = composite::along(grads[1].to(saved_grad.scalar_type()), kept.dim, saved_grad.dim());
       u = u.defined() ? u + of_bias : of_bias.expand_symint(saved_grad.sym_sizes());
     }
     if (!u.defined()) return result;
@@ -210,37 +209,50 @@ c10::intrusive_ptr<BiasActBackward0> make_node(const Tensor& input, const OptTen
   return node;
 }
 
-Tensor bias_act_autograd(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {
-  bool differentiable = autograd::compute_requires_grad(input, bias, weight);
-  bool dual = is_dual(input) || is_dual(bias) || is_dual(weight);
-  if (!differentiable && !dual) {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return bias_act(input, bias, weight, call);
-  }
-
+// The output, with its Node and its tangent, and the mask if it is saved or asked for.
+Masked differentiable_bias_act(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call,
+                               bool differentiable, bool dual, bool mask_asked) {
   Plan plan = check(input, bias, weight, call);
   check_weight_learns(weight, plan);
   Tensor output, mask;
   {
     at::AutoDispatchBelowADInplaceOrView below;
-    if (differentiable && plan.save == Saved::mask)
+    if (mask_asked || (differentiable && plan.save == Saved::mask))
       std::tie(output, mask) = bias_act_mask(input, bias, weight, call);
     else
       output = bias_act(input, bias, weight, call);
   }
+  c10::intrusive_ptr<BiasActBackward0> node;
   if (differentiable) {
-    auto node = make_node(input, bias, weight, call, plan);
+    node = make_node(input, bias, weight, call, plan);
     autograd::set_history(output, node);
-    node->saved_is_output = plan.save == Saved::output;
-    if (plan.save == Saved::mask) {
-      node->mask_strides.assign(output.sym_strides().begin(), output.sym_strides().end());
-      node->saved = SavedVariable(mask, false);
-    } else {
-      node->saved = SavedVariable(node->saved_is_output ? output : input, node->saved_is_output);
-    }
   }
   if (dual) output._set_fw_grad(bias_act_tangent(input, bias, weight, call, plan), 0, /*is_inplace_op=*/false);
-  return output;
+  if (differentiable) {  // now that the output has all that must be saved with it
+    if (plan.save == Saved::mask) node->mask_strides.assign(output.sym_strides().begin(), output.sym_strides().end());
+    node->saved_is_output = plan.save == Saved::output;
+    node->saved = plan.save == Saved::output ? SavedVariable(output, true)
+                                             : SavedVariable(plan.save == Saved::mask ? mask : input, false);
+  }
+  return {output, mask};
+}
+
+Tensor bias_act_autograd(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  bool differentiable = autograd::compute_requires_grad(input, bias, weight);
+  bool dual = is_dual(input) || is_dual(bias) || is_dual(weight);
+  if (differentiable || dual)
+    return std::get<0>(differentiable_bias_act(input, bias, weight, call, differentiable, dual, false));
+  at::AutoDispatchBelowADInplaceOrView below;
+  return bias_act(input, bias, weight, call);
+}
+
+// Below one level of torch.func lies the next, so this one needs derivatives too.
+Masked bias_act_mask_autograd(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  bool differentiable = autograd::compute_requires_grad(input, bias, weight);
+  bool dual = is_dual(input) || is_dual(bias) || is_dual(weight);
+  if (differentiable || dual) return differentiable_bias_act(input, bias, weight, call, differentiable, dual, true);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return bias_act_mask(input, bias, weight, call);
 }
 
 void bias_act_inplace_autograd(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {
@@ -270,16 +282,16 @@ void bias_act_inplace_autograd(const Tensor& input, const OptTensor& bias, const
       bias_act_(input, bias, weight, call);
     }
   }
-  if (differentiable) {
-    autograd::rebase_history(input, node);
-    node->saved_is_output = plan.save == Saved::output;
-    node->saved = plan.save == Saved::output ? SavedVariable(input, true, /*is_inplace_on_view=*/input.is_view())
-                                             : SavedVariable(plan.save == Saved::mask ? mask : original, false);
-  }
+  if (differentiable) autograd::rebase_history(input, node);
   if (dual) {
     Tensor tangent = bias_act_tangent(original, bias, weight, call, plan);
     const Tensor& before = tangent_of(input);
     input._set_fw_grad(before.defined() ? before.copy_(tangent) : tangent, 0, /*is_inplace_op=*/true);
+  }
+  if (differentiable) {
+    node->saved_is_output = plan.save == Saved::output;
+    node->saved = plan.save == Saved::output ? SavedVariable(input, true, /*is_inplace_on_view=*/input.is_view())
+                                             : SavedVariable(plan.save == Saved::mask ? mask : original, false);
   }
 }
 
@@ -376,10 +388,16 @@ void bias_act_out_version(const Tensor& input, const OptTensor& bias, const OptT
 
 }  // namespace
 
+std::array<NodeType, 2> node_types() {
+  return {NodeType{typeid(BiasActBackward0), "BiasActBackward0"},
+          NodeType{typeid(BiasActBackwardBackward0), "BiasActBackwardBackward0"}};
+}
+
 TORCH_LIBRARY_IMPL(fusedact, Autograd, m) {
   m.impl("bias_act", Flat<bias_act_autograd>::call);
   m.impl("bias_act_", Flat<bias_act_inplace_autograd>::call);
   m.impl("bias_act.out", Flat<bias_act_out_autograd>::call);
+  m.impl("bias_act_mask", Flat<bias_act_mask_autograd>::call);
   m.impl("bias_act_backward", Flat<bias_act_backward_autograd>::call);
   m.impl("bias_act_double_backward", Flat<bias_act_double_backward_autograd>::call);
 }

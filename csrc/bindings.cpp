@@ -1,6 +1,7 @@
 // The Python module _C: the operators for eager calls, the C++ registry, and the allocator's controls.
 //
 // Each function turns its arguments into a Call and calls the operator; it decides nothing.
+#include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "memory.h"
@@ -92,6 +93,16 @@ py::dict py_memory_stats() {
   return stats;
 }
 
+// So that grad_fn shows as <BiasActBackward0 object at ...>, like those of torch.
+void name_nodes() {
+  static std::array<PyTypeObject, std::tuple_size_v<decltype(node_types())>> types{};
+  auto nodes = node_types();
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    torch::autograd::_initFunctionPyTypeObject(types[i], nodes[i].name, nullptr, nullptr);
+    torch::autograd::registerCppFunction(nodes[i].type, &types[i]);
+  }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -99,6 +110,7 @@ PYBIND11_MODULE(_C, m) {
   options.disable_function_signatures();
   m.doc() = "fusedact's operators (importing torch first is the caller's duty)";
 
+  name_nodes();
   m.def("bias_act", py_bias_act);
   m.def("bias_act_", py_bias_act_inplace);
   m.def("bias_act_out", py_bias_act_out);

@@ -92,7 +92,7 @@ Composite fma(const Composite& a, const Composite& b, const Composite& c) { retu
 // What math.h computes as an unevaluated sum has no second half here.
 Two<Composite> two_scaled(const Two<Composite>& c, const Composite& x) { return {c.hi * x, Composite(0)}; }
 Composite exp_negative(const Composite& x, const Composite&) { return exp_negative(x); }
-Composite softplus(const Two<Composite>& t) { return Composite(at::log_sigmoid(t.hi.tensor.neg()).neg()); }
+[[maybe_unused]] Composite softplus(const Two<Composite>& t) { return Composite(at::log_sigmoid(t.hi.tensor.neg()).neg()); }
 Composite sech_squared(const Composite& x) {
   Composite t = x * Composite(2);  // smooth at 0, and exact in the tails
   return Composite(4) * sigmoid(t) * sigmoid(Composite(0) - t);
@@ -100,7 +100,7 @@ Composite sech_squared(const Composite& x) {
 Composite normal_pdf(const Composite& x) {
   return exp_negative(x * x * Composite(-0.5)) * Composite(0.3989422804014327);
 }
-Composite times_sigmoid_derivative(const Two<Composite>& t, const Two<Composite>& w) {
+Composite times_sigmoid_derivative(const Composite&, const Two<Composite>& t, const Two<Composite>& w) {
   Composite s = sigmoid(t.hi);
   return s + w.hi * s * sigmoid(Composite(0) - t.hi);
 }
@@ -110,7 +110,7 @@ Composite times_sigmoid_derivative(const Two<Composite>& t, const Two<Composite>
 struct Formulas {
   Composite (*second)(const double* params, const Composite& x);
   Composite (*second_from_output)(const double* params, const Composite& y);
-  Composite (*derivative)(const double* params, const Composite& weight, const Composite& x);
+  Composite (*gradient)(const double* params, const Composite& weight, const Composite& g, const Composite& x);
   Composite (*weight_derivative)(const double* params, const Composite& weight, const Composite& x);
 };
 
@@ -122,8 +122,12 @@ Formulas formulas_of() {
   if constexpr (requires(A a, Composite y) { a.second_from_output(y); })
     formulas.second_from_output = [](const double* params, const Composite& y) { return A(params).second_from_output(y); };
   if constexpr (std::is_constructible_v<A, const double*, Composite>) {
-    formulas.derivative = [](const double* params, const Composite& weight, const Composite& x) {
-      return A(params, weight).derivative(x);
+    formulas.gradient = [](const double* params, const Composite& weight, const Composite& g, const Composite& x) {
+      A activation(params, weight);
+      if constexpr (requires { activation.gradient(g, x); })
+        return activation.gradient(g, x);
+      else
+        return g * activation.derivative(x);
     };
     formulas.weight_derivative = [](const double* params, const Composite& weight, const Composite& x) {
       return A(params, weight).weight_derivative(x);
@@ -203,7 +207,7 @@ Gradients backward(const Tensor& grad, const Tensor& input, const OptTensor& bia
   Composite w(broadcast_weight(*weight, v, dim)), x(v);
   Tensor g = through_gain_and_clamp(to_compute(grad), v, weight, call);
 
-  Tensor grad_x = g * formulas.derivative(call.params.data(), w, x).tensor;
+  Tensor grad_x = formulas.gradient(call.params.data(), w, Composite(g), x).tensor;
   Tensor bias_sum = grad_bias ? sum_along(grad_x, dim).to(bias->scalar_type()) : nothing(grad);
   Tensor weight_sum = nothing(grad);
   if (grad_weight) {

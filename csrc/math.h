@@ -19,8 +19,10 @@
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #define FUSEDACT_FN __host__ __device__ __forceinline__
+#define FUSEDACT_COLD __host__ __device__ __noinline__
 #else
 #define FUSEDACT_FN [[gnu::always_inline]] inline
+#define FUSEDACT_COLD [[gnu::noinline, gnu::cold]] static
 #endif
 
 namespace fusedact {
@@ -88,14 +90,20 @@ FUSEDACT_FN double exponent(double t, int offset) {
 
 // ---- small change ---------------------------------------------------------------------------------------------------
 
-// NaN in the first argument stays, whatever the second.
-template <class V>
-FUSEDACT_FN V at_least(V x, V low) {
-  return select(x < low, low, x);
+// NaN in the first argument stays, whatever the second. (Packs have an instruction for each.)
+template <Scalar T>
+FUSEDACT_FN T at_least(T x, T low) {
+  return x < low ? low : x;
 }
+template <Scalar T>
+FUSEDACT_FN T at_most(T x, T high) {
+  return x > high ? high : x;
+}
+FUSEDACT_FN bool any(bool mask) { return mask; }
+
 template <class V>
-FUSEDACT_FN V at_most(V x, V high) {
-  return select(x > high, high, x);
+FUSEDACT_FN V negative_abs(V x) {
+  return copysign(x, V(-1));
 }
 
 template <class V>
@@ -109,6 +117,12 @@ FUSEDACT_FN Two<V> two_sum(V a, V b) {
   V s = a + b;
   return {s, (a - s) + b};
 }
+// The same in any order (Knuth).
+template <class V>
+FUSEDACT_FN Two<V> sum_exactly(V a, V b) {
+  V s = a + b, from_b = s - a;
+  return {s, (a - (s - from_b)) + (b - from_b)};
+}
 template <class V>
 FUSEDACT_FN Two<V> two_product(V a, V b) {
   V p = a * b;
@@ -121,23 +135,38 @@ FUSEDACT_FN Two<V> two_scaled(Two<V> c, V x) {
   return {p.hi, fma(c.lo, x, p.lo)};
 }
 template <class V>
-FUSEDACT_FN Two<V> two_constant(double c) {
+FUSEDACT_FN Two<V> two_constant(double c, double rest = 0) {
   using T = scalar_t<V>;
   T hi = static_cast<T>(c);
-  return {V(hi), V(static_cast<T>(c - static_cast<double>(hi)))};
+  return {V(hi), V(static_cast<T>((c - static_cast<double>(hi)) + rest))};
 }
 
-// (n.hi + n.lo) / (d.hi + d.lo), error below 0.05 u before hi + lo is rounded. One division.
+// ---- quotients whose remainder corrects them: about one rounding in all ---------------------------------------------
+
+// a / (d + d_lo)
 template <class V>
-FUSEDACT_FN Two<V> two_quotient(Two<V> n, Two<V> d) {
-  V inverse = V(1) / d.hi;
-  V q = n.hi * inverse;
-  V rest = fma_exact(V(0) - q, d.hi, n.hi) + fma(V(0) - q, d.lo, n.lo);
-  return {q, rest * inverse};
+FUSEDACT_FN V quotient(V a, V d, V d_lo) {
+  V inverse = V(1) / d;
+  V q = a * inverse;
+  V rest = fma(V(0) - q, d_lo, fma_exact(V(0) - q, d, a));
+  return fma(rest, inverse, q);
+}
+// (a b + rest) / (d + d_lo)
+template <class V>
+FUSEDACT_FN V product_over(V a, V b, V rest, V d, V d_lo) {
+  V inverse = V(1) / d;
+  V p = a * b;
+  V q = p * inverse;
+  V missing = fma_exact(V(0) - q, d, p) + (fma_exact(a, b, V(0) - p) + fma(V(0) - q, d_lo, rest));
+  return fma(missing, inverse, q);
 }
 template <class V>
-FUSEDACT_FN V rounded(Two<V> x) {
-  return x.hi + x.lo;
+FUSEDACT_FN V product_over(V a, V b, V d, V d_lo) {
+  V inverse = V(1) / d;
+  V p = a * b;
+  V q = p * inverse;
+  V missing = fma(V(0) - q, d_lo, fma_exact(V(0) - q, d, p)) + fma_exact(a, b, V(0) - p);
+  return fma(missing, inverse, q);
 }
 
 // Horner's rule, the highest coefficient last. Four interleaved packs hide its latency better than Estrin's does.
@@ -161,17 +190,27 @@ struct table<float> {
   static constexpr float exp_floor = -112.0f;  // below it x e^x is zero even where the table's scale is kept
   static constexpr int scale = 40;             // results that may be subnormal travel times 2^scale
   static constexpr float unscale = 0x1p-40f;
-  // (e^r - 1 - r) / r^2 on |r| <= ln 2 / 2, relative error 1.4e-7
-  static constexpr float exp[] = {0.5f, 0.166665763f, 0.0416667052f, 0.00836329162f, 0.00139110407f};
-  // (atanh(s) / s - 1) / s^2 in s^2 on [0, 1/9], 3.0e-8
-  static constexpr float log1p[] = {0.333333343f, 0.199997157f, 0.14301452f, 0.107843384f, 0.119029522f};
-  // e^(a^2 / 2) Q(a), Q the upper tail of the normal distribution, on [0, 15], 2.5e-8
-  static constexpr float tail_limit = 15.0f;
-  static constexpr float tail_p[] = {0.5f, 0.439286292f, 0.183970183f, 0.0408811718f, 0.00415313337f};
-  static constexpr float tail_q[] = {1.0f, 1.67645752f, 1.20555496f, 0.471411198f, 0.102480002f, 0.0104102502f};
-  // e^(a^2 / 2) (Q(a) - a phi(a)) / (root - a) on [0, 15], 2.9e-8
-  static constexpr float slope_p[] = {0.665077984f, 0.754211247f, 0.378515393f, 0.0958873481f, 0.0104720201f};
-  static constexpr float slope_q[] = {1.0f, 1.39963186f, 0.794201791f, 0.22062695f, 0.0262493156f};
+  // (e^r - 1 - r) / r^2 on |r| <= ln 2 / 2, so that e^r is right to 3.2e-9
+  static constexpr float exp[] = {0.49999994f, 0.166665196f, 0.0416682549f, 0.0083688423f, 0.00138219562f};
+  // (log(1 + z) - z) / z^2 on [0, 1], 6.0e-8
+  static constexpr float log1p[] = {-0.49999997f,  0.333328485f, -0.249867007f,  0.198556066f,  -0.158536181f,
+                                    0.115748696f, -0.0669117346f, 0.025318509f, -0.00448969938f};
+  static constexpr float plain = 80.0f;  // while |t| is below, e^-|t| and a product with it are normal numbers
+  // Q is the upper tail of the normal distribution. On [0, 4], where nearly all arguments are, polynomials in
+  // a - centre for e^(a^2 / 2 + a / 2) Q(a), 8.1e-9, and for e^(a^2 / 2) (Q(a) - a phi(a)) / (root - a), 4.7e-8. The centre is a
+  // float at which the function is very nearly one too, so that the first coefficient is exact.
+  static constexpr float short_limit = 4.0f, tail_centre = 2.00001788139f, slope_centre = 2.00000786781f;
+  static constexpr float tail_short[] = {0.456949651f,   0.0579350665f,    0.0297823194f,   -0.00105493981f, 0.00113826676f,
+                                         -0.000206437151f, 5.63523754e-5f, -1.29399732e-5f, 2.9730586e-6f,   -5.2936781e-7f,
+                                         1.02284446e-7f, -4.46595116e-8f,  9.65610614e-9f};
+  static constexpr float slope_short[] = {0.504548907f,    -0.0343439318f, 0.010440263f,   -0.00299307588f,
+                                          0.000813782623f, -0.000211343562f, 5.37389933e-5f, -1.29424434e-5f,
+                                          2.44748912e-6f,  -5.35388324e-7f,  2.4171311e-7f,  -5.20068291e-8f};
+  // Beyond, in 1 / a^2: a e^(a^2 / 2) Q(a) and e^(a^2 / 2) (Q(a) / a - phi(a)), 2.9e-8.
+  static constexpr float tail_far[] = {0.398942292f, -0.398956329f, 1.19997394f, -6.25553989f,
+                                       52.8413429f,  -581.202148f,  4970.20703f, -19701.3086f};
+  static constexpr float slope_far[] = {-0.398942292f, 0.398952603f, -0.400504649f, 1.28646195f,
+                                        -8.2541275f,   62.8842545f,  -260.030579f};
 };
 
 template <>
@@ -182,6 +221,7 @@ struct table<double> {
   static constexpr double exp_floor = -760.0;
   static constexpr int scale = 100;
   static constexpr double unscale = 0x1p-100;
+  static constexpr double plain = 690.0;
   static constexpr double exp[] = {0.5,
                                    0.16666666666666671,
                                    0.041666666666666644,
@@ -193,9 +233,11 @@ struct table<double> {
                                    2.7557329232232436e-7,
                                    2.510554366612815e-8,
                                    2.0895670142659048e-9};
+  static constexpr bool log1p_by_atanh = true;  // (atanh(s) / s - 1) / s^2 in s^2 on [0, 1/9], 5.6e-17
   static constexpr double log1p[] = {0.33333333333333331,  0.20000000000002671,  0.14285714285023923,  0.1111111118270441,
                                      0.090909052916907013, 0.0769242263286537,   0.066646016794800936, 0.059039953136005671,
                                      0.051467896048737229, 0.048921143959487053, 0.057865035808952608};
+  // e^(a^2 / 2) Q(a) and e^(a^2 / 2) (Q(a) - a phi(a)) / (root - a) as P / Q on [0, 39], 1.6e-17 and 4.3e-17
   static constexpr double tail_limit = 39.0;
   static constexpr double tail_p[] = {0.5,
                                       0.82798264539821409,
@@ -246,183 +288,284 @@ inline constexpr double tanhshrink_series[] = {
 
 // ---- exponentials ---------------------------------------------------------------------------------------------------
 
-// x + lo = n ln 2 + r, |r| <= ln 2 / 2; t carries n in its low bits.
+// e^(x + lo) 2^offset = power (1 + e), |e| < 0.42, error of e below 0.3 u. The caller sees to it that x is not so small
+// that power leaves its range; lo is a correction to x.
 template <class V>
-struct Reduced {
-  V r, t;
+struct Exp {
+  V e, power;
 };
 template <class V>
-FUSEDACT_FN Reduced<V> reduce(V x, V lo) {
+FUSEDACT_FN V exp_tail(V r) {
+  return fma(r * r, polynomial(r, table<scalar_t<V>>::exp), r);
+}
+template <class V>
+FUSEDACT_FN Exp<V> exp_parts(V x, int offset = 0) {
+  using K = table<scalar_t<V>>;
+  V t = fma(x, V(K::log2e), V(K::magic));  // carries n = round(x / ln 2) in its low bits
+  V n = t - V(K::magic);
+  V r = fma(n, V(-K::ln2_lo), fma(n, V(-K::ln2_hi), x));
+  return {exp_tail(r), exponent(t, offset)};
+}
+template <class V>
+FUSEDACT_FN Exp<V> exp_parts(V x, V lo, int offset = 0) {
   using K = table<scalar_t<V>>;
   V t = fma(x, V(K::log2e), V(K::magic));
   V n = t - V(K::magic);
-  V r = fma(n, V(-K::ln2_hi), x);  // exact
-  return {fma(n, V(-K::ln2_lo), r) + lo, t};
+  V r = fma(n, V(-K::ln2_lo), fma(n, V(-K::ln2_hi), x)) + lo;
+  return {exp_tail(r), exponent(t, offset)};
 }
-
-// e^(x + lo) 2^scale for x <= 0 (lo a correction), without its last rounding: error below 0.3 u before hi + lo is
-// rounded. Exactly 0 below exp_floor, so that an infinite factor makes NaN; NaN stays.
 template <class V>
-FUSEDACT_FN Two<V> exp_scaled(V x, V lo) {
-  using K = table<scalar_t<V>>;
-  auto [r, t] = reduce(x, lo);
-  auto [sum, rest] = two_sum(V(1), r);
-  auto [hi, tail] = two_sum(sum, fma(r * r, polynomial(r, K::exp), rest));
-  V power = exponent(t, K::scale);
-  auto vanished = x < V(K::exp_floor);
-  return {select(vanished, V(0), hi * power), select(vanished, V(0), tail * power)};
+FUSEDACT_FN V rounded(Exp<V> x) {
+  return fma(x.power, x.e, x.power);
 }
 
-// e^x for x <= 0; gradual underflow.
+// e^(x + lo) for x <= 0, with gradual underflow.
 template <class V>
 FUSEDACT_FN V exp_negative(V x, V lo) {
   using K = table<scalar_t<V>>;
-  return rounded(exp_scaled(x, lo)) * V(K::unscale);
+  V bounded = at_least(x, V(K::exp_floor));
+  return rounded(exp_parts(bounded, select(x < bounded, V(0), lo), K::scale)) * V(K::unscale);
 }
 template <class V>
 FUSEDACT_FN V exp_negative(V x) {
-  return exp_negative(x, V(0));
+  using K = table<scalar_t<V>>;
+  return rounded(exp_parts(at_least(x, V(K::exp_floor)), K::scale)) * V(K::unscale);
 }
 
-// e^x - 1 for x <= 0, relative error below 0.4 u before hi + lo is rounded.
+// e^(x + lo) 2^scale for x <= 0, for tails: 0 below exp_floor, so that an infinite factor makes NaN; NaN stays.
 template <class V>
-FUSEDACT_FN Two<V> expm1_negative(V x) {
+FUSEDACT_FN V exp_scaled(V x, V lo) {
   using K = table<scalar_t<V>>;
-  V bounded = at_least(x, V(-60));  // e^-60 is lost beside 1 even in float64
-  auto [r, t] = reduce(bounded, V(0));
-  V w = r * r * polynomial(r, K::exp);
-  auto [hi, lo] = two_sum(r, w);
-  V power = exponent(t, 0);
-  auto [sum, rest] = two_sum(power - V(1), power * hi);
-  return {sum, fma(power, lo, rest)};
+  return select(x < V(K::exp_floor), V(0), rounded(exp_parts(x, lo, K::scale)));
+}
+
+// e^x - 1 for x <= 0: relative error below 1.5 u.
+template <class V>
+FUSEDACT_FN V expm1_negative(V x) {
+  auto [e, power] = exp_parts(at_least(x, V(-60)));  // e^-60 is lost beside 1 even in float64
+  return fma(power, e, power - V(1));
 }
 
 // ---- the logistic family: everything from z = e^-|t|, which neither overflows nor cancels ---------------------------
 
-// sigma(t) for t = t.hi + t.lo is `value * scale`; the scale keeps the left tail's digits until the last product.
 template <class V>
-struct Logistic {
-  Two<V> value;
-  V scale;
-};
+FUSEDACT_FN V sigmoid(V x) {
+  V z = exp_negative(negative_abs(x)), d = V(1) + z;
+  return quotient(select(x < V(0), z, V(1)), d, z - (d - V(1)));
+}
 template <class V>
-FUSEDACT_FN Logistic<V> logistic(Two<V> t) {
-  using K = table<scalar_t<V>>;
+FUSEDACT_FN V sigmoid(Two<V> t) {
   auto negative = t.hi < V(0);
-  Two<V> z = exp_scaled(V(0) - abs(t.hi), select(negative, t.lo, V(0) - t.lo));
-  V d = fma(z.hi, V(K::unscale), V(1));
-  V d_lo = fma(z.lo, V(K::unscale), fma(z.hi, V(K::unscale), V(1) - d));
-  Two<V> n{select(negative, z.hi, V(1)), select(negative, z.lo, V(0))};
-  return {two_quotient(n, Two<V>{d, d_lo}), select(negative, V(K::unscale), V(1))};
+  V z = exp_negative(negative_abs(t.hi), select(negative, t.lo, V(0) - t.lo)), d = V(1) + z;
+  return quotient(select(negative, z, V(1)), d, z - (d - V(1)));
+}
+
+// sigma(t) sigma(-t), the derivative of sigma: z / (1 + z)^2.
+template <class V>
+FUSEDACT_FN V sigmoid_slope(V t) {
+  V z = exp_negative(negative_abs(t));
+  return z / fma(z, z + V(2), V(1));
+}
+
+// Where e^-|t| times something may be subnormal, |t| > plain: z travels times 2^scale until the last product.
+template <class V>
+FUSEDACT_COLD V times_sigmoid_tail(const V& x, const V& t, const V& lo) {
+  using K = table<scalar_t<V>>;
+  auto negative = t < V(0);
+  V z = exp_scaled(negative_abs(t), select(negative, lo, V(0) - lo));
+  return select(negative, x * z * V(K::unscale), x);
+}
+// The derivative there. w = x t'(x); infinite x give NaN, as the product rule has it.
+template <class V>
+FUSEDACT_COLD V times_sigmoid_derivative_tail(const V& x, const V& t, const V& lo, const V& w) {
+  using K = table<scalar_t<V>>;
+  auto negative = t < V(0);
+  V z = exp_scaled(negative_abs(t), select(negative, lo, V(0) - lo));
+  V bounded = at_most(at_least(w, V(-1e4)), V(1e4));
+  return fma(x, V(0), select(negative, z * (V(1) + bounded) * V(K::unscale), fma(z * V(K::unscale), bounded, V(1))));
 }
 
 // x sigma(t)
 template <class V>
+FUSEDACT_FN V times_sigmoid_of(V x, V t, Exp<V> parts) {
+  V z = rounded(parts), d = V(1) + z;
+  return product_over(x, select(t < V(0), z, V(1)), d, z - (d - V(1)));
+}
+template <class V>
+FUSEDACT_FN V times_sigmoid(V x) {
+  V y = times_sigmoid_of(x, x, exp_parts(negative_abs(x)));
+  auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
+  if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_tail(x, x, V(0)), y);
+  return y;
+}
+template <class V>
 FUSEDACT_FN V times_sigmoid(V x, Two<V> t) {
-  auto [s, scale] = logistic(t);
-  return x * rounded(s) * scale;
+  V y = times_sigmoid_of(x, t.hi, exp_parts(negative_abs(t.hi), select(t.hi < V(0), t.lo, V(0) - t.lo)));
+  auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
+  if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_tail(x, t.hi, t.lo), y);
+  return y;
 }
 
 // sigma(t) (1 + w (1 - sigma(t))): the derivative of x sigma(t(x)), with w = x t'(x). With z = e^-|t| it is
 // z (1 + w + z) / (1 + z)^2 on the left, where 1 + w + z cancels at the root, and (1 + z (1 + w)) / (1 + z)^2 on the right.
 template <class V>
-FUSEDACT_FN V times_sigmoid_derivative(Two<V> t, Two<V> w) {
-  using K = table<scalar_t<V>>;
-  auto negative = t.hi < V(0);
-  Two<V> z = exp_scaled(V(0) - abs(t.hi), select(negative, t.lo, V(0) - t.lo));
-  V z_hi = z.hi * V(K::unscale), z_lo = z.lo * V(K::unscale);
-  V inverse = V(1) / (V(1) + (z_hi + z_lo));
-  V one_w = V(1) + w.hi;
-  V one_w_lo = select(abs(w.hi) < V(1), (V(1) - one_w) + w.hi, (w.hi - one_w) + V(1)) + w.lo;
-  V left = (one_w + z_hi) + (z_lo + one_w_lo);
-  V right = fma(z_hi + z_lo, one_w, V(1));
-  V n = select(negative, left * inverse * rounded(z), right * inverse);
-  return n * inverse * select(negative, V(K::unscale), V(1));
+FUSEDACT_FN V times_sigmoid_derivative(V x) {
+  V z = rounded(exp_parts(negative_abs(x)));
+  V one_x = V(1) + x;
+  V y = select(x < V(0), (one_x + z) * z, fma(z, one_x, V(1))) / fma(z, z + V(2), V(1));
+  auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
+  if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), x), y);
+  return y;
 }
-
-// sigma and its derivatives, for second derivatives (computed in float64) and tails that may round twice.
 template <class V>
-FUSEDACT_FN V sigmoid(V x) {
-  auto [s, scale] = logistic(Two<V>{x, V(0)});
-  return rounded(s) * scale;
+FUSEDACT_FN V times_sigmoid_derivative(V x, Two<V> t, Two<V> w) {
+  auto negative = t.hi < V(0);
+  V z = rounded(exp_parts(negative_abs(t.hi), select(negative, t.lo, V(0) - t.lo)));
+  V one_w = V(1) + w.hi;
+  V lost = (V(1) - (one_w - w.hi)) + w.lo;  // by rounding 1 + w, for |w| near 1, where it counts
+  V y = select(negative, ((one_w + z) + lost) * z, fma(z, one_w, V(1))) / fma(z, z + V(2), V(1));
+  auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
+  if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_derivative_tail(x, t.hi, t.lo, w.hi), y);
+  return y;
 }
 
-// log(1 + e^t), t = t.hi + t.lo, as z -> 2 atanh(z / (2 + z)).
+// log(1 + e^t) for t = t.hi + t.lo, error below 2 u and what max(t, 0) needs.
 template <class V>
 FUSEDACT_FN V softplus(Two<V> t) {
   using K = table<scalar_t<V>>;
-  auto negative = t.hi < V(0);
-  Two<V> z = exp_scaled(V(0) - abs(t.hi), select(negative, t.lo, V(0) - t.lo));
-  V d = fma(z.hi, V(K::unscale), V(2));
-  V d_lo = fma(z.lo, V(K::unscale), fma(z.hi, V(K::unscale), V(2) - d));
-  Two<V> s = two_quotient(z, Two<V>{d, d_lo});
-  V s1 = s.hi * V(K::unscale);
-  V s2 = s1 * s1;
-  V series = fma(s.hi * s2, polynomial(s2, K::log1p), s.lo);
-  V log1p = s.hi + series;  // half of it, times 2^scale
-  return fma(log1p, V(2) * V(K::unscale), at_least(t.hi, V(0)) + select(negative, V(0), t.lo));
+  V z = exp_negative(negative_abs(t.hi), select(t.hi < V(0), t.lo, V(0) - t.lo));
+  V log1p;
+  if constexpr (requires { K::log1p_by_atanh; }) {
+    V s = z / (V(2) + z);
+    V square = s * s;
+    log1p = V(2) * fma(s * square, polynomial(square, K::log1p), s);
+  } else {
+    log1p = fma(z * z, polynomial(z, K::log1p), z);
+  }
+  return at_least(t.hi, V(0)) + log1p;
 }
 
-// tanh, error below 0.1 u before hi + lo is rounded; the sign is the caller's to set: this is tanh |x|.
-template <class V>
-FUSEDACT_FN Two<V> tanh_abs(V x) {
-  Two<V> e = expm1_negative(V(-2) * abs(x));
-  V d = V(2) + e.hi;
-  return two_quotient(Two<V>{V(0) - e.hi, V(0) - e.lo}, Two<V>{d, (V(2) - d) + e.hi + e.lo});
-}
+// tanh x: -e / (2 + e) with e = expm1(-2|x|) where that is small, and 1 - 2 z / (1 + z) with z = e^-2|x| beyond.
 template <class V>
 FUSEDACT_FN V tanh(V x) {
-  return copysign(rounded(tanh_abs(x)), x);
+  auto [e, power] = exp_parts(at_least(V(2) * negative_abs(x), V(-60)));
+  V m = fma(power, e, power - V(1)), z = fma(power, e, power);
+  auto close = z > V(0.4);
+  V d = V(1) + z;
+  V q = quotient(select(close, V(0) - m, z), d, z - (d - V(1)));
+  return copysign(select(close, q, fma(V(-2), q, V(1))), x);
 }
 
 // 1 - tanh^2 t = 4 z / (1 + z)^2 with z = e^-2|t|.
 template <class V>
 FUSEDACT_FN V sech_squared(Two<V> t) {
-  using K = table<scalar_t<V>>;
-  V lo = V(2) * select(t.hi < V(0), t.lo, V(0) - t.lo);
-  Two<V> z = exp_scaled(V(-2) * abs(t.hi), lo);
-  V inverse = V(1) / fma(z.hi, V(K::unscale), V(1));
-  return rounded(z) * inverse * inverse * (V(4) * V(K::unscale));
+  V z = exp_negative(V(2) * negative_abs(t.hi), V(2) * select(t.hi < V(0), t.lo, V(0) - t.lo));
+  return V(4) * z / fma(z, z + V(2), V(1));
 }
 template <class V>
 FUSEDACT_FN V sech_squared(V t) {
-  return sech_squared(Two<V>{t, V(0)});
+  return V(4) * sigmoid_slope(V(2) * t);
 }
 
-// x - tanh x; by its series below 1.
+// x - tanh x; by its series below 1, where the terms cancel.
 template <class V>
 FUSEDACT_FN V tanhshrink_of(V x) {
-  Two<V> t = tanh_abs(x);
   V a = abs(x), square = x * x;
   V series = a * (square * polynomial(at_most(square, V(1)), tanhshrink_series));
-  return copysign(select(a < V(1), series, (a - t.hi) - t.lo), x);
+  return copysign(select(a < V(1), series, a - tanh(a)), x);
 }
 
 // ---- the normal distribution ----------------------------------------------------------------------------------------
 
-// e^(-x^2 / 2) 2^scale: x^2 is split, so that the exponential keeps its digits.
+// -a^2 / 2 to twice the precision, so that its exponential keeps its digits.
 template <class V>
-FUSEDACT_FN Two<V> gauss_scaled(V x) {
-  Two<V> square = two_product(x, x);
-  return exp_scaled(V(-0.5) * square.hi, V(-0.5) * square.lo);
-}
-
-// Q(a) 2^scale, the upper tail of the normal distribution, for a >= 0.
-template <class V>
-FUSEDACT_FN Two<V> normal_tail_scaled(V a) {
-  using K = table<scalar_t<V>>;
-  Two<V> e = gauss_scaled(a);
-  V bounded = at_most(a, V(K::tail_limit));
-  V n = polynomial(bounded, K::tail_p), d = polynomial(bounded, K::tail_q);
-  Two<V> r = two_quotient(Two<V>{n, V(0)}, Two<V>{d, V(0)});
-  return {r.hi * e.hi, fma(r.hi, e.lo, r.lo * e.hi)};
+FUSEDACT_FN Two<V> minus_half_square(V a) {
+  V h = V(-0.5) * a, p = h * a;
+  return {p, fma_exact(h, a, V(0) - p)};
 }
 
 // phi(x) = e^(-x^2 / 2) / sqrt(2 pi)
 template <class V>
 FUSEDACT_FN V normal_pdf(V x) {
+  Two<V> t = minus_half_square(x);
+  return exp_negative(t.hi, t.lo) * V(0.3989422804014327);
+}
+
+// x Phi(x) in full range: on the left -|x| Q(|x|), on the right x more; the scale is kept until the last product.
+template <class V>
+FUSEDACT_COLD V times_normal_cdf_tail(const V& x) {
   using K = table<scalar_t<V>>;
-  return rounded(gauss_scaled(x)) * V(0.3989422804014327) * V(K::unscale);
+  V a = abs(x);
+  Two<V> t = minus_half_square(a);
+  if constexpr (requires { K::short_limit; }) {  // a Q(a) = e^(-a^2 / 2) P(1 / a^2)
+    auto [e, power] = exp_parts(t.hi, t.lo, K::scale);
+    V p = polynomial(V(1) / (a * a), K::tail_far);
+    V tail = select(t.hi < V(K::exp_floor), V(0), fma(p, e, p) * power);
+    V y = fma(tail, V(-K::unscale), at_least(x, V(0)));
+    return y + at_most(x, V(0)) * V(0);  // f(-inf) is NaN, as PyTorch has it
+  } else {
+    V bounded = at_most(a, V(K::tail_limit));
+    V tail = polynomial(bounded, K::tail_p) / polynomial(bounded, K::tail_q) * exp_scaled(t.hi, t.lo);
+    auto negative = x < V(0);
+    V p = select(negative, tail, fma(tail, V(-K::unscale), V(1)));
+    return x * p * select(negative, V(K::unscale), V(1));
+  }
+}
+template <class V>
+FUSEDACT_FN V times_normal_cdf(V x) {
+  using K = table<scalar_t<V>>;
+  if constexpr (requires { K::short_limit; }) {
+    V a = abs(x);
+    // Q(a) = e^(-a^2 / 2 - a / 2) P(a): with the second term P hardly varies, and its last step rounds alone.
+    Two<V> square = minus_half_square(a), t = sum_exactly(square.hi, V(-0.5) * a);
+    auto [e, power] = exp_parts(t.hi, t.lo + square.lo);
+    V ratio = polynomial(a - V(K::tail_centre), K::tail_short);
+    V b = negative_abs(x) * power;
+    V y = fma(b, ratio, b * (ratio * e)) + at_least(x, V(0));
+    auto beyond = a > V(K::short_limit);
+    if (any(beyond)) [[unlikely]] y = select(beyond, times_normal_cdf_tail(x), y);
+    return y;
+  } else {
+    return times_normal_cdf_tail(x);
+  }
+}
+
+// Phi(x) + x phi(x) = e^(-x^2 / 2) (root - |x|) H(|x|) on the left, and 1 minus the same on the right.
+template <class V>
+FUSEDACT_FN V root_minus(V a) {
+  constexpr double root = 0.75179152469356446, rest = root - double(scalar_t<V>(root));
+  return (V(root) - a) + V(rest);
+}
+template <class V>
+FUSEDACT_COLD V times_normal_cdf_derivative_tail(const V& x) {
+  using K = table<scalar_t<V>>;
+  V a = abs(x);
+  Two<V> t = minus_half_square(a);
+  V e = exp_scaled(t.hi, t.lo), left;
+  if constexpr (requires { K::short_limit; }) {
+    left = polynomial(V(1) / (a * a), K::slope_far) * at_most(a, V(16)) * e * V(K::unscale);
+  } else {
+    V bounded = at_most(a, V(K::tail_limit));
+    left = polynomial(bounded, K::slope_p) / polynomial(bounded, K::slope_q) * root_minus(bounded) * e * V(K::unscale);
+  }
+  return fma(x, V(0), select(x < V(0), left, V(1) - left));  // infinite x: NaN, as the product rule has it
+}
+template <class V>
+FUSEDACT_FN V times_normal_cdf_derivative(V x) {
+  using K = table<scalar_t<V>>;
+  if constexpr (requires { K::short_limit; }) {
+    V a = abs(x);
+    Two<V> t = minus_half_square(a);
+    auto [e, power] = exp_parts(t.hi, t.lo);
+    V ratio = polynomial(a - V(K::slope_centre), K::slope_short) * power;
+    V left = fma(ratio, e, ratio) * root_minus(a);
+    V y = select(x < V(0), left, V(1) - left);
+    auto beyond = a > V(K::short_limit);
+    if (any(beyond)) [[unlikely]] y = select(beyond, times_normal_cdf_derivative_tail(x), y);
+    return y;
+  } else {
+    return times_normal_cdf_derivative_tail(x);
+  }
 }
 
 }  // namespace fusedact

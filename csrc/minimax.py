@@ -29,6 +29,20 @@ def slope(a: mp.mpf) -> mp.mpf:
     return tail(a) - a / SQRT2PI
 
 
+def tail_far(s: mp.mpf) -> mp.mpf:
+    """a tail(a) as a function of s = 1 / a^2."""
+    return tail(1 / mp.sqrt(s)) / mp.sqrt(s) if s > mp.mpf(10) ** -4 else (1 - s + 3 * s**2 - 15 * s**3) / SQRT2PI
+
+
+def tail_lifted(a: mp.mpf) -> mp.mpf:
+    """tail(a) e^(a / 2), which hardly varies on [0, 4]: a better conditioned polynomial than tail itself."""
+    return tail(a) * mp.exp(a / 2)
+
+
+def slope_far(s: mp.mpf) -> mp.mpf:
+    return s * tail_far(s) - 1 / SQRT2PI
+
+
 ROOT = mp.findroot(slope, 0.7517915)
 
 
@@ -44,6 +58,7 @@ class Fit:
     q: int = 0  # degree of Q; 0: a polynomial
     dtype: str = "float"
     k: float = 0.0  # nodes are Chebyshev's in t = (x - k) / (x + k) if k > 0
+    weight: Callable[[mp.mpf], mp.mpf] | None = None  # of the error; 1 / f if None
 
 
 def log1p_series(s2: mp.mpf) -> mp.mpf:
@@ -85,18 +100,18 @@ def to_dtype(x: mp.mpf, dtype: str) -> mp.mpf:
 
 
 HALF_LN2 = mp.log(2) / 2 * mp.mpf("1.002")  # a little more: the reduction may round to the neighbour
-TAIL_CENTRE, SLOPE_CENTRE = centre(tail), centre(slope_over_root)
+TAIL_CENTRE, SLOPE_CENTRE = centre(tail_lifted), centre(slope_over_root)
 FITS = [
-    Fit("exp", exp_series, -HALF_LN2, HALF_LN2, 4),
+    Fit("exp", exp_series, -HALF_LN2, HALF_LN2, 4, weight=lambda r: r**2 / mp.exp(r) + mp.mpf(10) ** -9),
     Fit("exp", exp_series, -HALF_LN2, HALF_LN2, 10, dtype="double"),
     Fit("log1p_short", log1p_rest, mp.mpf(0), mp.mpf(1), 8),
     Fit("log1p", log1p_series, mp.mpf(0), mp.mpf(1) / 9, 10, dtype="double"),
     Fit("tanhshrink", tanhshrink_series, mp.mpf(0), mp.mpf(1), 16, dtype="double"),
-    Fit("normal_tail", tail, mp.mpf(0), mp.mpf(15), 4, 5, k=2.0),
     Fit("normal_tail", tail, mp.mpf(0), mp.mpf(39), 10, 11, dtype="double", k=3.0),
-    Fit("gelu_slope", slope_over_root, mp.mpf(0), mp.mpf(15), 4, 4, k=2.0),
     Fit("gelu_slope", slope_over_root, mp.mpf(0), mp.mpf(39), 10, 10, dtype="double", k=3.0),
-    Fit("tail_short", lambda t: tail(TAIL_CENTRE + t), -TAIL_CENTRE, 4 - TAIL_CENTRE, 13),
+    Fit("tail_short", lambda t: tail_lifted(TAIL_CENTRE + t), -TAIL_CENTRE, 4 - TAIL_CENTRE, 12),
+    Fit("tail_far", tail_far, mp.mpf(0), mp.mpf(1) / 16, 7),
+    Fit("slope_far", slope_far, mp.mpf(0), mp.mpf(1) / 16, 6),
     Fit("slope_short", lambda t: slope_over_root(SLOPE_CENTRE + t), -SLOPE_CENTRE, 4 - SLOPE_CENTRE, 11),
 ]
 
@@ -123,7 +138,7 @@ def solve(fit: Fit, fixed: dict[int, mp.mpf], rounds: int, start: list[mp.mpf] |
     for _ in range(rounds):
         rows, rhs = [], []
         for x, f, w, d in zip(xs, fs, lawson, denominator):
-            scale = mp.sqrt(w) / (f * d)
+            scale = mp.sqrt(w) * (fit.weight(x) if fit.weight else 1 / f) / d
             row = [x**j * scale for j in range(fit.p + 1)] + [-f * x**j * scale for j in range(1, fit.q + 1)]
             rows.append([row[j] for j in free])
             rhs.append(f * scale - sum(row[j] * c for j, c in fixed.items()))
@@ -133,7 +148,7 @@ def solve(fit: Fit, fixed: dict[int, mp.mpf], rounds: int, start: list[mp.mpf] |
             coef = [fixed[j] if j in fixed else x[free.index(j)] for j in range(width)]
         else:
             coef = [fixed[j] for j in range(width)]
-        errors = [abs(evaluate(fit, coef, x) / f - 1) for x, f in zip(xs, fs)]
+        errors = [abs(evaluate(fit, coef, x) - f) * (fit.weight(x) if fit.weight else 1 / abs(f)) for x, f in zip(xs, fs)]
         worst = max(errors)
         if best is None or worst < best[0]:
             best = worst, coef
@@ -165,7 +180,8 @@ def fit_rounded(fit: Fit) -> tuple[list[mp.mpf], mp.mpf, mp.mpf]:
     xs = nodes(fit, 997)
 
     def worst(c: list[mp.mpf]) -> mp.mpf:
-        return max(abs(evaluate(fit, c, x) / fit.f(x) - 1) for x in xs)
+        weight = fit.weight or (lambda x: 1 / fit.f(x))
+        return max(abs((evaluate(fit, c, x) - fit.f(x)) * weight(x)) for x in xs)
 
     return coef, worst(ideal), worst(coef)
 

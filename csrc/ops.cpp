@@ -55,18 +55,19 @@ class Reasons {
   bool dtype_ = false;
 };
 
+// How many letters to insert, drop, replace or swap with their neighbour.
 int edit_distance(std::string_view a, std::string_view b) {
-  std::vector<int> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), 0);
-  for (size_t i = 0; i < a.size(); ++i) {
-    int diagonal = std::exchange(row[0], static_cast<int>(i) + 1);
-    for (size_t j = 0; j < b.size(); ++j) {
-      int replaced = diagonal + (a[i] != b[j]);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replaced, row[j] + 1, diagonal + 1});
+  std::vector<std::vector<int>> d(a.size() + 1, std::vector<int>(b.size() + 1));
+  for (size_t i = 0; i <= a.size(); ++i) d[i][0] = static_cast<int>(i);
+  for (size_t j = 0; j <= b.size(); ++j) d[0][j] = static_cast<int>(j);
+  for (size_t i = 1; i <= a.size(); ++i) {
+    for (size_t j = 1; j <= b.size(); ++j) {
+      d[i][j] = std::min({d[i - 1][j - 1] + (a[i - 1] != b[j - 1]), d[i - 1][j] + 1, d[i][j - 1] + 1});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
     }
   }
-  return row.back();
+  return d[a.size()][b.size()];
 }
 
 [[noreturn]] void raise_unknown(std::string_view name) {
@@ -85,6 +86,8 @@ int edit_distance(std::string_view a, std::string_view b) {
   message << (near.empty() ? "; " : "? ") << "fusedact.activations() lists all " << activations().size();
   TORCH_CHECK_VALUE(false, message.str());
 }
+
+std::string name_of(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
 
 bool supported(at::ScalarType dtype) {
   return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
@@ -110,8 +113,8 @@ void check_vector(Reasons& reasons, const char* name, const Tensor& vector, cons
   bool native = vector.scalar_type() == x.scalar_type() ||
                 (vector.scalar_type() == at::kFloat && compute_dtype(x.scalar_type()) == at::kFloat);
   if (!native)
-    reasons.add_dtype(name, " is ", vector.scalar_type(), ", but x is ", x.scalar_type(), ": it must be ",
-                      x.scalar_type(), x.element_size() == 2 ? " or float32" : "");
+    reasons.add_dtype(name, " is ", name_of(vector.scalar_type()), ", but x is ", name_of(x.scalar_type()), ": it must be ",
+                      name_of(x.scalar_type()), x.element_size() == 2 ? " or float32" : "");
   if (vector.device() != x.device())
     reasons.add(name, " is on ", vector.device(), ", but x is on ", x.device(), ": move one with .to()");
 }
@@ -140,8 +143,8 @@ Extent check_weight(Reasons& reasons, const Tensor& weight, const Tensor& x, int
     return Extent::full;
   }
   if (weight.scalar_type() != compute_dtype(x.scalar_type()))
-    reasons.add_dtype("weight is ", weight.scalar_type(), " and has one element for each of x, which is ",
-                      x.scalar_type(), ": it must be ", compute_dtype(x.scalar_type()));
+    reasons.add_dtype("weight is ", name_of(weight.scalar_type()), " and has one element for each of x, which is ",
+                      name_of(x.scalar_type()), ": it must be ", name_of(compute_dtype(x.scalar_type())));
   if (weight.device() != x.device())
     reasons.add("weight is on ", weight.device(), ", but x is on ", x.device(), ": move one with .to()");
   return Extent::full;
@@ -184,7 +187,7 @@ Plan check(const Tensor& x, const OptTensor& bias, const OptTensor& weight, cons
 
   Reasons reasons;
   if (!supported(x.scalar_type()))
-    reasons.add_dtype("x is ", x.scalar_type(), ", but it must be float32, float64, bfloat16 or float16");
+    reasons.add_dtype("x is ", name_of(x.scalar_type()), ", but it must be float32, float64, bfloat16 or float16");
   if (call.params.size() != static_cast<size_t>(activation->params))
     reasons.add("got ", call.params.size(), " parameters, but it has ", activation->params);
   if (call.clamped() && !(call.clamp_min.value_or(-std::numeric_limits<double>::infinity()) <=
@@ -361,7 +364,7 @@ void bias_act_inplace_cpu(const Tensor& input, const OptTensor& bias, const OptT
 void check_out(const Tensor& input, const Call& call, const Tensor& out) {
   Reasons reasons;
   if (out.scalar_type() != input.scalar_type())
-    reasons.add_dtype("out is ", out.scalar_type(), ", but the result is ", input.scalar_type());
+    reasons.add_dtype("out is ", name_of(out.scalar_type()), ", but the result is ", name_of(input.scalar_type()));
   if (out.device() != input.device()) reasons.add("out is on ", out.device(), ", but x is on ", input.device());
   reasons.raise_if_any(call.activation);
 }
@@ -405,11 +408,11 @@ Plan check_backward(const Tensor& grad, const Tensor& saved, const OptTensor& bi
   if (call.save == "auto") reasons.add("save is 'auto', but backward must be told what it gets");
   if (plan.save == Saved::mask) {
     if (saved.scalar_type() != at::kByte || saved.dim() != 1 || saved.sym_numel() != mask_bytes(grad.sym_numel()))
-      reasons.add("the mask is ", saved.scalar_type(), " of shape ", saved.sym_sizes(), ", but it must be uint8 of shape [",
+      reasons.add("the mask is ", name_of(saved.scalar_type()), " of shape ", saved.sym_sizes(), ", but it must be uint8 of shape [",
                   mask_bytes(grad.sym_numel()), "] for ", grad.sym_numel(), " elements");
   } else {
     if (saved.scalar_type() != grad.scalar_type())
-      reasons.add_dtype("grad is ", grad.scalar_type(), ", but the saved tensor is ", saved.scalar_type());
+      reasons.add_dtype("grad is ", name_of(grad.scalar_type()), ", but the saved tensor is ", name_of(saved.scalar_type()));
     if (saved.sym_sizes() != grad.sym_sizes())
       reasons.add("grad has shape ", grad.sym_sizes(), ", but the saved tensor has ", saved.sym_sizes());
   }
@@ -466,7 +469,7 @@ Plan check_double_backward(const Tensor& u, const Tensor& grad, const Tensor& sa
   Reasons reasons;
   if (plan.save == Saved::mask) reasons.add("save='mask': a piecewise linear function has no second derivative");
   if (u.scalar_type() != grad.scalar_type())
-    reasons.add_dtype("u is ", u.scalar_type(), ", but grad is ", grad.scalar_type());
+    reasons.add_dtype("u is ", name_of(u.scalar_type()), ", but grad is ", name_of(grad.scalar_type()));
   if (u.sym_sizes() != grad.sym_sizes()) reasons.add("u has shape ", u.sym_sizes(), ", but grad has ", grad.sym_sizes());
   reasons.raise_if_any(call.activation);
   return plan;

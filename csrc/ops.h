@@ -5,9 +5,11 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 #include <string_view>
 #include <tuple>
+#include <typeinfo>
 
 #include "registry.h"
 
@@ -64,6 +66,15 @@ c10::SymDimVector dense_strides(const Tensor& x);
 
 // The dtype that `dtype` is computed in.
 inline at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+// ---- autograd -------------------------------------------------------------------------------------------------------
+
+// The Nodes, by the names under which Python shows them as `grad_fn`.
+struct NodeType {
+  const std::type_info& type;
+  const char* name;
+};
+std::array<NodeType, 2> node_types();
 
 // ---- kernels of the dispatcher --------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
-// From a whole tensor to segments: how it is cut for threads and caches, what each segment meets, and the sums over all
-// but the channels. Fixed by the shape alone, so that the bits do not depend on the number of threads.
+// From a whole tensor to runs: how it is cut for threads and caches, what each run meets, the blocks in which 16-bit
+// elements are widened and narrowed, and the sums over all but the channels. Fixed by the shape alone, so that the bits
+// do not depend on the number of threads.
 //
 // Knows no activation, no SIMD and no torch.
 #include <unistd.h>
@@ -117,14 +118,12 @@ class Operand {
   }
 
   // Where the values for row `row`, column `column`, flat element `flat` lie; `lane` holds those that stand still.
-  const void* at(int64_t row, int64_t column, int64_t flat, C* lane, int& step) const {
-    step = 1;
-    if (vector_.extent == Extent::full) return static_cast<const C*>(vector_.data) + flat;
-    if (direct_) return static_cast<const C*>(vector_.data) + column;
-    if (!pattern_.empty()) return pattern_.data() + column;
-    step = 0;
+  Lane at(int64_t row, int64_t column, int64_t flat, C (&lane)[lane_count]) const {
+    if (vector_.extent == Extent::full) return {static_cast<const C*>(vector_.data) + flat, 1};
+    if (direct_) return {static_cast<const C*>(vector_.data) + column, 1};
+    if (!pattern_.empty()) return {pattern_.data() + column, 1};
     std::fill_n(lane, lane_count, varies_ ? static_cast<C>(value_at(vector_, row % shape_.channels)) : standing_);
-    return lane;
+    return {lane, 0};
   }
 
  private:
@@ -143,12 +142,14 @@ struct Operands {
   Operands(const Vector& b, const Vector& w, const Shape& s, const Rows& rows)
       : bias(b, s, rows, C(-0.0)), weight(w, s, rows, C(0)), has_weight(w.extent != Extent::none) {}
 
-  struct Lanes {
-    C bias[lane_count], weight[lane_count];
+  // The run of elements from `flat` on, in row `row` from column `column`.
+  struct Met {
+    Lane bias, weight;
+    C bias_lane[lane_count], weight_lane[lane_count];
   };
-  void fill(Lane& lane, int64_t row, int64_t column, int64_t flat, Lanes& lanes) const {
-    lane.bias = bias.at(row, column, flat, lanes.bias, lane.bias_step);
-    if (has_weight) lane.weight = weight.at(row, column, flat, lanes.weight, lane.weight_step);
+  void meet(Met& met, int64_t row, int64_t column, int64_t flat) const {
+    met.bias = bias.at(row, column, flat, met.bias_lane);
+    if (has_weight) met.weight = weight.at(row, column, flat, met.weight_lane);
   }
 };
 
@@ -175,24 +176,28 @@ void parallel(const Parallel& p, int64_t count, int64_t grain, F f) {
   p.run(count, grain, &f, [](void* c, int64_t begin, int64_t end) { (*static_cast<F*>(c))(begin, end); });
 }
 
+// Where a run adds its terms up, one per element; null if nobody asked.
+template <class C>
+struct Sums {
+  C* bias = nullptr;
+  C* weight = nullptr;
+};
+
 // ---- elementwise: any cut will do -----------------------------------------------------------------------------------
 
-// Calls segment(lane, begin, count) for every run of elements.
-template <class C, class Segment>
-void for_elements(const Rows& rows, const Operands<C>& operands, const Parallel& p, int64_t grain, bool stream,
-                  Segment segment) {
+// Calls run(met, sums, begin, count) for every run of elements.
+template <class C, class Run>
+void for_elements(const Rows& rows, const Operands<C>& operands, const Parallel& p, int64_t grain, Run run) {
   constexpr int64_t block = 512;  // keeps the cuts on whole packs and whole bytes of a mask
   parallel(p, (rows.numel + block - 1) / block, std::max<int64_t>(1, grain / block), [&](int64_t first, int64_t last) {
-    typename Operands<C>::Lanes lanes;
+    typename Operands<C>::Met met;
     int64_t at = first * block;
     const int64_t end = std::min(last * block, rows.numel);
     while (at < end) {
       const int64_t row = at / rows.length, column = at - row * rows.length;
       const int64_t count = std::min(rows.length - column, end - at);
-      Lane lane;
-      lane.stream = stream;
-      operands.fill(lane, row, column, at, lanes);
-      segment(lane, at, count);
+      operands.meet(met, row, column, at);
+      run(met, Sums<C>{}, at, count);
       at += count;
     }
   });
@@ -217,7 +222,9 @@ void fold(const Wanted& wanted, const Shape& s, const Rows& rows, int64_t chunks
     std::vector<double> column(partial.begin(), partial.begin() + length);
     for (int64_t k = 1; k < chunks; ++k)
       for (int64_t j = 0; j < length; ++j) column[j] += partial[k * length + j];
-    for (int64_t j = 0; j < length; ++j) total[wanted.one ? 0 : j / s.inner % s.channels] += column[j];
+    for (int64_t j = 0; j < length;)
+      for (int64_t c = 0; c < s.channels && j < length; ++c)
+        for (int64_t k = 0; k < s.inner && j < length; ++k) total[wanted.one ? 0 : c] += column[j++];
   } else {
     for (int64_t row = 0; row < rows.count; ++row)
       for (int64_t k = 0; k < chunks; ++k) total[wanted.one ? 0 : row % s.channels] += partial[row * chunks + k];
@@ -225,27 +232,16 @@ void fold(const Wanted& wanted, const Shape& s, const Rows& rows, int64_t chunks
   for (int64_t c = 0; c < outputs; ++c) put(wanted.sum, c, total[c]);
 }
 
-template <class C, class Segment>
+template <class C, class Run>
 void for_tiles(const Shape& s, const Rows& rows, const Operands<C>& operands, const Parallel& p, int64_t grain,
-               bool stream, const Wanted (&wanted)[2], Segment segment) {
+               const Wanted (&wanted)[2], Run run) {
+  using Met = typename Operands<C>::Met;
   const bool ask[2] = {wanted[0].sum.data != nullptr, wanted[1].sum.data != nullptr};
-  std::vector<double> partial[2];
-
-  // Adds the columns [column, column + count) of the rows [first, last) to sums[i][0 .. count).
-  auto block = [&](int64_t first, int64_t last, int64_t column, int64_t count, C (&sums)[2][strip],
-                   typename Operands<C>::Lanes& lanes) {
+  std::vector<double> partial[2];  // [chunks, length], or one per piece
+  auto cleared = [&](auto& sums, int64_t count) {
     for (int i = 0; i < 2; ++i)
       if (ask[i]) std::fill_n(sums[i], count, C(0));
-    for (int64_t row = first; row < last; ++row) {
-      const int64_t at = row * rows.length + column, n = std::min(count, rows.numel - at);
-      if (n <= 0) break;
-      Lane lane;
-      lane.stream = stream;
-      lane.bias_sum = ask[0] ? sums[0] : nullptr;
-      lane.weight_sum = ask[1] ? sums[1] : nullptr;
-      operands.fill(lane, row, column, at, lanes);
-      segment(lane, at, n);
-    }
+    return Sums<C>{ask[0] ? sums[0] : nullptr, ask[1] ? sums[1] : nullptr};
   };
 
   if (rows.along) {
@@ -257,16 +253,22 @@ void for_tiles(const Shape& s, const Rows& rows, const Operands<C>& operands, co
       if (ask[i]) partial[i].assign(chunks * rows.length, 0.0);
     const int64_t tile = std::min(chunk_rows, rows.count) * std::min(strip, rows.length);
     parallel(p, chunks * strips, std::max<int64_t>(1, grain / tile), [&](int64_t first, int64_t last) {
-      typename Operands<C>::Lanes lanes;
+      Met met;
       C sums[2][strip];
       for (int64_t unit = first; unit < last; ++unit) {
         const int64_t chunk = unit / strips, column = unit % strips * strip;
-        const int64_t count = std::min(strip, rows.length - column);
+        const int64_t width = std::min(strip, rows.length - column);
         const int64_t end = std::min((chunk + 1) * chunk_rows, rows.count);
-        for (int64_t row = chunk * chunk_rows; row < end; row += block_rows) {
-          block(row, std::min(row + block_rows, end), column, count, sums, lanes);
+        for (int64_t start = chunk * chunk_rows; start < end; start += block_rows) {
+          const Sums<C> into = cleared(sums, width);
+          for (int64_t row = start; row < std::min(start + block_rows, end); ++row) {
+            const int64_t at = row * rows.length + column, count = std::min(width, rows.numel - at);
+            if (count <= 0) break;
+            operands.meet(met, row, column, at);
+            run(met, into, at, count);
+          }
           for (int i = 0; i < 2; ++i)
-            for (int64_t j = 0; ask[i] && j < count; ++j) partial[i][chunk * rows.length + column + j] += sums[i][j];
+            for (int64_t j = 0; ask[i] && j < width; ++j) partial[i][chunk * rows.length + column + j] += sums[i][j];
         }
       }
     });
@@ -282,20 +284,16 @@ void for_tiles(const Shape& s, const Rows& rows, const Operands<C>& operands, co
     if (ask[i]) partial[i].assign(rows.count * pieces, 0.0);
   const int64_t tile = std::min(piece, rows.length);
   parallel(p, rows.count * pieces, std::max<int64_t>(1, grain / tile), [&](int64_t first, int64_t last) {
-    typename Operands<C>::Lanes lanes;
+    Met met;
     C sums[2][columns];
     for (int64_t unit = first; unit < last; ++unit) {
       const int64_t row = unit / pieces, start = unit % pieces * piece;
       const int64_t end = std::min(start + piece, rows.length);
-      for (int i = 0; i < 2; ++i) std::fill_n(sums[i], columns, C(0));
-      Lane lane;
-      lane.stream = stream;
-      lane.bias_sum = ask[0] ? sums[0] : nullptr;
-      lane.weight_sum = ask[1] ? sums[1] : nullptr;
+      const Sums<C> into = cleared(sums, columns);
       for (int64_t column = start; column < end; column += columns) {
         const int64_t at = row * rows.length + column;
-        operands.fill(lane, row, column, at, lanes);
-        segment(lane, at, std::min(columns, end - column));
+        operands.meet(met, row, column, at);
+        run(met, into, at, std::min(columns, end - column));
       }
       for (int i = 0; i < 2; ++i)
         for (int64_t j = 0; ask[i] && j < columns; ++j) partial[i][unit] += sums[i][j];
@@ -305,31 +303,119 @@ void for_tiles(const Shape& s, const Rows& rows, const Operands<C>& operands, co
     if (ask[i]) fold(wanted[i], s, rows, pieces, rows.length, partial[i]);
 }
 
+// ---- storage and compute types --------------------------------------------------------------------------------------
+
+const char* offset(const void* p, int64_t elements, DType t) {
+  return static_cast<const char*>(p) + elements * size_of(t);
+}
+char* offset(void* p, int64_t elements, DType t) { return static_cast<char*>(p) + elements * size_of(t); }
+
+Lane advanced(Lane lane, int64_t elements, int64_t size) {
+  if (lane.step) lane.values = static_cast<const char*>(lane.values) + elements * size;
+  return lane;
+}
+
+// Elements of one dtype seen in the compute type C: in place if they are the same, else a block at a time through
+// buffers that stay in the first-level cache.
+template <class C, int inputs, int outputs>
+class Blocks {
+ public:
+  explicit Blocks(DType dtype)
+      : dtype_(dtype),
+        widen_(kernels().widen[static_cast<int>(dtype)][sizeof(C) == 8]),
+        narrow_(kernels().narrow[static_cast<int>(dtype)][sizeof(C) == 8]) {}
+
+  // Calls body(inputs, outputs, done, count, stream), of C, until `count` elements from `at` on are done.
+  template <class Body>
+  void over(const void* const (&in)[inputs], void* const (&out)[outputs], int64_t at, int64_t count, bool stream,
+            Body body) const {
+    const void* from[inputs];
+    void* to[outputs];
+    if (!widen_) {
+      for (int k = 0; k < inputs; ++k) from[k] = in[k] ? offset(in[k], at, dtype_) : nullptr;
+      for (int k = 0; k < outputs; ++k) to[k] = offset(out[k], at, dtype_);
+      return body(from, to, int64_t{0}, count, stream);
+    }
+    constexpr int64_t block = 512;
+    alignas(64) C wide[inputs + outputs][block];
+    for (int64_t done = 0; done < count; done += block) {
+      const int64_t n = std::min(block, count - done);
+      for (int k = 0; k < inputs; ++k) {
+        from[k] = wide[k];
+        if (in[k]) widen_(offset(in[k], at + done, dtype_), wide[k], n, false);
+      }
+      for (int k = 0; k < outputs; ++k) to[k] = wide[inputs + k];
+      body(from, to, done, n, false);
+      for (int k = 0; k < outputs; ++k) narrow_(to[k], offset(out[k], at + done, dtype_), n, stream);
+    }
+  }
+
+ private:
+  DType dtype_;
+  Convert widen_, narrow_;
+};
+
+// ---- the three passes -----------------------------------------------------------------------------------------------
+
 bool per_channel(const Vector& v) { return v.extent == Extent::channel; }
 
 template <class C>
-void run_forward(const Activation& a, const ForwardArgs& args, ForwardSegment segment) {
+void run_forward(const Activation& a, const ForwardArgs& args) {
   const Rows rows = rows_of(args.shape, per_channel(args.bias) || per_channel(args.weight));
   const Operands<C> operands(args.bias, args.weight, args.shape, rows);
   const bool stream = args.x != args.y && beyond_cache(rows.numel * size_of(args.dtype));
-  for_elements(rows, operands, args.parallel, grain_of(a), stream,
-               [&](const Lane& lane, int64_t at, int64_t count) { segment(args, lane, at, count); });
+  const Blocks<C, 1, 1> blocks(args.dtype);
+  const auto kernel = kernels().forward[a.index][sizeof(C) == 8];
+  for_elements(rows, operands, args.parallel, grain_of(a), [&](const auto& met, auto, int64_t at, int64_t count) {
+    blocks.over({args.x}, {args.y}, at, count, stream, [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
+      kernel({n, in[0], advanced(met.bias, done, sizeof(C)), advanced(met.weight, done, sizeof(C)), &args.scalars,
+              out[0], args.mask, at + done, past});
+    });
+  });
 }
 
 template <class C>
-void run_backward(const Activation& a, const BackwardArgs& args, BackwardSegment segment) {
-  const bool sums = args.grad_bias.data || args.grad_weight.data;
-  const bool weight_one = args.weight.extent != Extent::channel;
+void run_backward(const Activation& a, const BackwardArgs& args) {
+  const bool from_mask = args.saved_kind == Saved::mask;
   const bool channels = per_channel(args.bias) || per_channel(args.weight) || args.grad_bias.data;
   const Rows rows = rows_of(args.shape, channels);
-  const Vector bias = args.saved_kind == Saved::input ? args.bias : Vector{};
-  const Operands<C> operands(bias, args.weight, args.shape, rows);
+  const Operands<C> operands(args.saved_kind == Saved::input ? args.bias : Vector{}, args.weight, args.shape, rows);
   const bool stream = args.grad != args.grad_x && args.saved != args.grad_x &&
                       beyond_cache(rows.numel * size_of(args.dtype));
-  auto call = [&](const Lane& lane, int64_t at, int64_t count) { segment(args, lane, at, count); };
-  if (!sums) return for_elements(rows, operands, args.parallel, grain_of(a), stream, call);
-  const Wanted wanted[2] = {{args.grad_bias, false}, {args.grad_weight, weight_one}};
-  for_tiles(args.shape, rows, operands, args.parallel, grain_of(a), stream, wanted, call);
+  const Blocks<C, 2, 1> blocks(args.dtype);
+  const auto kernel = kernels().backward[static_cast<int>(args.saved_kind)][a.index][sizeof(C) == 8];
+  const auto* mask = from_mask ? static_cast<const uint8_t*>(args.saved) : nullptr;
+  auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count) {
+    blocks.over({args.grad, from_mask ? nullptr : args.saved}, {args.grad_x}, at, count, stream,
+                [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
+                  kernel({n, in[0], in[1], mask, at + done, advanced(met.bias, done, sizeof(C)),
+                          advanced(met.weight, done, sizeof(C)), &args.scalars, out[0],
+                          sums.bias ? sums.bias + done : nullptr, sums.weight ? sums.weight + done : nullptr, past});
+                });
+  };
+  if (!args.grad_bias.data && !args.grad_weight.data)
+    return for_elements(rows, operands, args.parallel, grain_of(a), run);
+  const Wanted wanted[2] = {{args.grad_bias, false}, {args.grad_weight, args.weight.extent != Extent::channel}};
+  for_tiles(args.shape, rows, operands, args.parallel, grain_of(a), wanted, run);
+}
+
+void run_double_backward(const Activation& a, const DoubleBackwardArgs& args) {
+  using C = double;
+  const Rows rows = rows_of(args.shape, per_channel(args.bias) || args.grad_bias.data);
+  const Operands<C> operands(args.saved_kind == Saved::input ? args.bias : Vector{}, Vector{}, args.shape, rows);
+  const bool stream = beyond_cache(rows.numel * size_of(args.dtype));
+  const Blocks<C, 3, 2> blocks(args.dtype);
+  const auto kernel = kernels().double_backward[static_cast<int>(args.saved_kind)][a.index][1];
+  auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count) {
+    blocks.over({args.u, args.grad, args.saved}, {args.grad_grad, args.grad_x}, at, count, stream,
+                [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
+                  kernel({n, in[0], in[1], in[2], advanced(met.bias, done, sizeof(C)), &args.scalars, out[0], out[1],
+                          sums.bias ? sums.bias + done : nullptr, past});
+                });
+  };
+  if (!args.grad_bias.data) return for_elements(rows, operands, args.parallel, grain_of(a), run);
+  const Wanted wanted[2] = {{args.grad_bias, false}, {}};
+  for_tiles(args.shape, rows, operands, args.parallel, grain_of(a), wanted, run);
 }
 
 void zero(const Sum& sum, int64_t count) {
@@ -346,8 +432,7 @@ void forward(const Activation& a, const ForwardArgs& args) {
   const int64_t n = args.shape.numel();
   if (n == 0) return;
   if (args.mask) std::memset(args.mask, 0, mask_bytes(n));
-  const ForwardSegment segment = kernels().forward[a.index][static_cast<int>(args.dtype)];
-  computed_in_double(a, args.dtype) ? run_forward<double>(a, args, segment) : run_forward<float>(a, args, segment);
+  computed_in_double(a, args.dtype) ? run_forward<double>(a, args) : run_forward<float>(a, args);
 }
 
 void backward(const Activation& a, const BackwardArgs& args) {
@@ -356,22 +441,12 @@ void backward(const Activation& a, const BackwardArgs& args) {
     zero(args.grad_weight, channels_of(args.weight, args.shape));
     return;
   }
-  const BackwardSegment segment =
-      kernels().backward[static_cast<int>(args.saved_kind)][a.index][static_cast<int>(args.dtype)];
-  computed_in_double(a, args.dtype) ? run_backward<double>(a, args, segment) : run_backward<float>(a, args, segment);
+  computed_in_double(a, args.dtype) ? run_backward<double>(a, args) : run_backward<float>(a, args);
 }
 
 void double_backward(const Activation& a, const DoubleBackwardArgs& args) {
   if (args.shape.numel() == 0) return zero(args.grad_bias, args.shape.channels);
-  const DoubleBackwardSegment segment =
-      kernels().double_backward[static_cast<int>(args.saved_kind)][a.index][static_cast<int>(args.dtype)];
-  const Rows rows = rows_of(args.shape, per_channel(args.bias) || args.grad_bias.data);
-  const Operands<double> operands(args.saved_kind == Saved::input ? args.bias : Vector{}, Vector{}, args.shape, rows);
-  const bool stream = beyond_cache(rows.numel * size_of(args.dtype));
-  auto call = [&](const Lane& lane, int64_t at, int64_t count) { segment(args, lane, at, count); };
-  if (!args.grad_bias.data) return for_elements(rows, operands, args.parallel, grain_of(a), stream, call);
-  const Wanted wanted[2] = {{args.grad_bias, false}, {}};
-  for_tiles(args.shape, rows, operands, args.parallel, grain_of(a), stream, wanted, call);
+  run_double_backward(a, args);
 }
 
 }  // namespace fusedact::cpu

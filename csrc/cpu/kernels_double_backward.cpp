@@ -1,25 +1,23 @@
-// The segments of the second derivative, from the saved input or output. Compiled once per ISA.
+// The runs of the second derivative, from the saved input or output, in float64 whatever the dtype. Once per ISA.
 #include "loops.h"
 
 namespace fusedact::cpu {
 namespace {
 
-template <template <class> class A, class S, Saved kind>
-constexpr DoubleBackwardSegment segment() {
-  using F = A<Pack<double>>;
-  constexpr bool exists = kind == Saved::input || requires { &F::invertible; };
-  if constexpr (exists) return double_backward_segment<A, S, kind>;
+template <template <class> class A, class T, Saved kind>
+constexpr Function<DoubleBackwardRun> run() {
+  constexpr bool exists = kind == Saved::input || requires { &A<Pack<T>>::invertible; };
+  if constexpr (exists && sizeof(T) == 8) return double_backward_run<A, kind>;
   return nullptr;
 }
-
-constexpr auto from_input = make_table<DoubleBackwardSegment>(
-    AllActivations{}, []<template <class> class A, class S>() { return segment<A, S, Saved::input>(); });
-constexpr auto from_output = make_table<DoubleBackwardSegment>(
-    AllActivations{}, []<template <class> class A, class S>() { return segment<A, S, Saved::output>(); });
+template <Saved kind>
+constexpr auto table = make_table<DoubleBackwardRun>(
+    AllActivations{}, []<template <class> class A, class T>() { return run<A, T, kind>(); });
 
 }  // namespace
 
-DoubleBackwardTable FUSEDACT_CPU_CAPABILITY::double_backward_table(Saved kind) {
-  return as_table(kind == Saved::input ? from_input : from_output);
+Table<DoubleBackwardRun> FUSEDACT_CPU_CAPABILITY::double_backward_table(Saved kind) {
+  return kind == Saved::input ? as_table<DoubleBackwardRun>(table<Saved::input>)
+                              : as_table<DoubleBackwardRun>(table<Saved::output>);
 }
 }  // namespace fusedact::cpu

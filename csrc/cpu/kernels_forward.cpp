@@ -1,10 +1,15 @@
-// The forward segments of every activation and dtype. Compiled once per ISA, FUSEDACT_CPU_CAPABILITY naming it.
+// The forward runs of every activation. Compiled once per ISA, FUSEDACT_CPU_CAPABILITY naming it.
 #include "loops.h"
 
 namespace fusedact::cpu {
 namespace {
-constexpr auto table = make_table<ForwardSegment>(
-    AllActivations{}, []<template <class> class A, class S>() -> ForwardSegment { return forward_segment<A, S>; });
-}
-ForwardTable FUSEDACT_CPU_CAPABILITY::forward_table() { return as_table(table); }
+
+// A `wide` activation is computed in float64 only.
+constexpr auto table = make_table<ForwardRun>(AllActivations{}, []<template <class> class A, class T>() {
+  if constexpr (A<T>::wide && sizeof(T) == 4) return Function<ForwardRun>(nullptr);
+  else return Function<ForwardRun>(forward_run<A, T>);
+});
+
+}  // namespace
+Table<ForwardRun> FUSEDACT_CPU_CAPABILITY::forward_table() { return as_table<ForwardRun>(table); }
 }  // namespace fusedact::cpu

@@ -1,4 +1,4 @@
-// The vector loops: load, widen, add the bias, apply, narrow, store, for one segment. Body and tail are one text.
+// The vector loops over a run: load, add the bias, apply, store. Body and tail are one text.
 //
 // Knows packs and the shape of an activation's struct, but no activation by name. Compiled once per ISA, every symbol
 // local to its file.
@@ -13,13 +13,14 @@
 namespace fusedact::cpu {
 namespace {
 
-template <template <class> class A, class S>
-using compute_for = std::conditional_t<A<float>::wide, double, compute_of<S>>;
-
 template <class F>
-constexpr bool piecewise = requires(F f) { f.inner_gradient(f.outer_gradient({})); };
+struct value_of;
+template <template <class> class A, class V>
+struct value_of<A<V>> {
+  using type = V;
+};
 template <class F>
-constexpr bool has_weight = std::is_constructible_v<F, const double*, typename F::value>;
+constexpr bool has_weight = std::is_constructible_v<F, const double*, typename value_of<F>::type>;
 
 // ---- reading and writing a run of packs -----------------------------------------------------------------------------
 
@@ -37,12 +38,12 @@ FUSEDACT_INLINE void for_packs(int64_t count, F f) {
   for (; i + n <= count; i += n) f(i, Whole<T>{});
   if (i < count) f(i, Part{static_cast<int>(count - i)});
 }
-template <class T, class S>
-FUSEDACT_INLINE Pack<T> read(const S* p, Whole<T>) {
+template <class T>
+FUSEDACT_INLINE Pack<T> read(const T* p, Whole<T>) {
   return load<T>(p);
 }
-template <class T, class S>
-FUSEDACT_INLINE Pack<T> read(const S* p, Part part) {
+template <class T>
+FUSEDACT_INLINE Pack<T> read(const T* p, Part part) {
   return load<T>(p, part.count);
 }
 template <class T, class S>
@@ -65,11 +66,10 @@ template <class T>
 FUSEDACT_INLINE void add_to(T* sum, Pack<T> x, Part part) {
   store(sum, load<T>(static_cast<const T*>(sum), part.count) + x, part.count);
 }
-// A Lane's vector: `step` elements on per element; a standing one is a whole pack wherever one looks.
 template <class T, class W>
-FUSEDACT_INLINE Pack<T> along(const void* p, int step, int64_t i, W width) {
-  const T* lane = static_cast<const T*>(p);
-  return step ? read<T>(lane + i, width) : load<T>(lane);
+FUSEDACT_INLINE Pack<T> along(const Lane& lane, int64_t i, W width) {
+  const T* values = static_cast<const T*>(lane.values);
+  return lane.step ? read<T>(values + i, width) : load<T>(values);  // one that stands still is a whole pack
 }
 
 // ---- the mask: one bit per element, at any bit offset ---------------------------------------------------------------
@@ -129,10 +129,14 @@ template <class F, class V>
 
 // ---- the functor of a pack ------------------------------------------------------------------------------------------
 
-template <class F, class V, class W>
-FUSEDACT_INLINE F functor(const F& f, const Scalars& s, const Lane& lane, int64_t i, W width) {
-  if constexpr (std::is_constructible_v<F, const double*, V>) {
-    if (lane.weight) return F(s.params, along<typename V::scalar>(lane.weight, lane.weight_step, i, width));
+// The one made from the scalars, by reference: a copy would be a dozen registers' worth of constants. With a tensor
+// parameter, one of its own per pack.
+template <class F>
+using FunctorFor = std::conditional_t<has_weight<F>, F, const F&>;
+template <class F, class W>
+FUSEDACT_INLINE FunctorFor<F> functor(const F& f, const Scalars& s, const Lane& weight, int64_t i, W width) {
+  if constexpr (has_weight<F>) {
+    if (weight.values) return F(s.params, along<typename value_of<F>::type::scalar>(weight, i, width));
   }
   return f;
 }
@@ -154,52 +158,50 @@ FUSEDACT_INLINE V gradient_from_output(const F& f, V g, V y) {
   }
 }
 
-// ---- the segments ---------------------------------------------------------------------------------------------------
+// ---- the runs -------------------------------------------------------------------------------------------------------
 
-template <template <class> class A, class S>
-void forward_segment(const ForwardArgs& args, const Lane& lane, int64_t begin, int64_t count) {
-  using T = compute_for<A, S>;
+template <template <class> class A, class T>
+void forward_run(const ForwardRun& run) {
   using V = Pack<T>;
   using F = A<V>;
-  const F shared(args.scalars.params);
-  const Epilogue<V> epilogue(args.scalars);
-  const S* x = static_cast<const S*>(args.x) + begin;
-  S* y = static_cast<S*>(args.y) + begin;
-  for_packs<T>(count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
-    V v = read<T>(x + i, width) + along<T>(lane.bias, lane.bias_step, i, width);
-    const F f = functor<F, V>(shared, args.scalars, lane, i, width);
+  const F shared(run.scalars->params);
+  const Epilogue<V> epilogue(*run.scalars);
+  const T* x = static_cast<const T*>(run.x);
+  T* y = static_cast<T*>(run.y);
+  for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+    V v = read<T>(x + i, width) + along<T>(run.bias, i, width);
+    FunctorFor<F> f = functor(shared, *run.scalars, run.weight, i, width);
     V r = f.forward(v);
     if (epilogue.active) r = epilogue.apply(r);
     if constexpr (requires { f.is_outer(v); }) {
-      if (args.mask) {
+      if (run.mask) {
         auto outer = f.is_outer(v);
         if (epilogue.clamped) outer = outer & epilogue.passes(f.forward(v));
-        put_bits(args.mask, begin + i, bits(outer), width_of(width));
+        put_bits(run.mask, run.mask_at + i, bits(outer), width_of(width));
       }
     }
-    write(y + i, r, width, lane.stream);
+    write(y + i, r, width, run.stream);
   });
-  if (lane.stream) stream_fence();
+  if (run.stream) stream_fence();
 }
 
-template <template <class> class A, class S, Saved kind>
-void backward_segment(const BackwardArgs& args, const Lane& lane, int64_t begin, int64_t count) {
-  using T = compute_for<A, S>;
+template <template <class> class A, class T, Saved kind>
+void backward_run(const BackwardRun& run) {
   using V = Pack<T>;
   using F = A<V>;
-  const F shared(args.scalars.params);
-  const Epilogue<V> epilogue(args.scalars);
-  const S* grad = static_cast<const S*>(args.grad) + begin;
-  const S* saved = static_cast<const S*>(args.saved) + (kind == Saved::mask ? 0 : begin);
-  S* grad_x = static_cast<S*>(args.grad_x) + begin;
-  T* bias_sum = static_cast<T*>(lane.bias_sum);
-  T* weight_sum = static_cast<T*>(lane.weight_sum);
-  for_packs<T>(count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+  const F shared(run.scalars->params);
+  const Epilogue<V> epilogue(*run.scalars);
+  const T* grad = static_cast<const T*>(run.grad);
+  const T* saved = static_cast<const T*>(run.saved);
+  T* grad_x = static_cast<T*>(run.grad_x);
+  T* bias_sum = static_cast<T*>(run.bias_sum);
+  T* weight_sum = static_cast<T*>(run.weight_sum);
+  for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
     V g = read<T>(grad + i, width), r;
-    const F f = functor<F, V>(shared, args.scalars, lane, i, width);
+    FunctorFor<F> f = functor(shared, *run.scalars, run.weight, i, width);
     if (epilogue.active) g = g * epilogue.gain;
     if constexpr (kind == Saved::input) {
-      V v = read<T>(saved + i, width) + along<T>(lane.bias, lane.bias_step, i, width);
+      V v = read<T>(saved + i, width) + along<T>(run.bias, i, width);
       if (epilogue.clamped) {
         V y;
         forward_of(f, v, y);
@@ -212,32 +214,30 @@ void backward_segment(const BackwardArgs& args, const Lane& lane, int64_t begin,
     } else if constexpr (kind == Saved::output) {
       r = gradient_from_output(f, g, read<T>(saved + i, width));
     } else {
-      auto outer = mask_from_bits<T>(get_bits(static_cast<const uint8_t*>(args.saved), begin + i, width_of(width)));
+      auto outer = mask_from_bits<T>(get_bits(run.mask, run.mask_at + i, width_of(width)));
       r = select(outer, f.outer_gradient(g), f.inner_gradient(g));
     }
     if (bias_sum) add_to(bias_sum + i, r, width);
-    write(grad_x + i, r, width, lane.stream);
+    write(grad_x + i, r, width, run.stream);
   });
-  if (lane.stream) stream_fence();
+  if (run.stream) stream_fence();
 }
 
-template <template <class> class A, class S, Saved kind>
-void double_backward_segment(const DoubleBackwardArgs& args, const Lane& lane, int64_t begin, int64_t count) {
+template <template <class> class A, Saved kind>
+void double_backward_run(const DoubleBackwardRun& run) {
   using T = double;
   using V = Pack<T>;
   using F = A<V>;
-  const F f(args.scalars.params);
-  const Epilogue<V> epilogue(args.scalars);
-  const S* u_in = static_cast<const S*>(args.u) + begin;
-  const S* grad = static_cast<const S*>(args.grad) + begin;
-  const S* saved = static_cast<const S*>(args.saved) + begin;
-  S* grad_grad = static_cast<S*>(args.grad_grad) + begin;
-  S* grad_x = static_cast<S*>(args.grad_x) + begin;
-  T* bias_sum = static_cast<T*>(lane.bias_sum);
-  for_packs<T>(count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
-    V u = read<T>(u_in + i, width), g = read<T>(grad + i, width), s = read<T>(saved + i, width), first, bend;
+  const F f(run.scalars->params);
+  const Epilogue<V> epilogue(*run.scalars);
+  const T *us = static_cast<const T*>(run.u), *grad = static_cast<const T*>(run.grad),
+          *saved = static_cast<const T*>(run.saved);
+  T *grad_grad = static_cast<T*>(run.grad_grad), *grad_x = static_cast<T*>(run.grad_x);
+  T* bias_sum = static_cast<T*>(run.bias_sum);
+  for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+    V u = read<T>(us + i, width), g = read<T>(grad + i, width), s = read<T>(saved + i, width), first, bend;
     if constexpr (kind == Saved::input) {
-      V v = s + along<T>(lane.bias, lane.bias_step, i, width);
+      V v = s + along<T>(run.bias, i, width);
       if (epilogue.active) u = u * epilogue.gain;
       if (epilogue.clamped) {
         V y;
@@ -252,25 +252,26 @@ void double_backward_segment(const DoubleBackwardArgs& args, const Lane& lane, i
     }
     V r = u * g * bend;
     if (bias_sum) add_to(bias_sum + i, r, width);
-    write(grad_grad + i, first, width, lane.stream);
-    write(grad_x + i, r, width, lane.stream);
+    write(grad_grad + i, first, width, run.stream);
+    write(grad_x + i, r, width, run.stream);
   });
-  if (lane.stream) stream_fence();
+  if (run.stream) stream_fence();
 }
 
 // ---- the tables -----------------------------------------------------------------------------------------------------
 
-// One row per activation: make.operator()<A, S>() for the four storage types, in the order of DType.
-template <class Segment, class Make, template <class> class... A>
+template <class Run>
+using Function = void (*)(const Run&);
+
+// One row per activation: the function for float and the one for double.
+template <class Run, class Make, template <class> class... A>
 constexpr auto make_table(TypeList<A...>, Make make) {
-  using Row = std::array<Segment, dtype_count>;
-  return std::array<Row, sizeof...(A)>{Row{make.template operator()<A, float>(), make.template operator()<A, double>(),
-                                           make.template operator()<A, BFloat16>(),
-                                           make.template operator()<A, Half>()}...};
+  using Row = std::array<Function<Run>, 2>;
+  return std::array<Row, sizeof...(A)>{Row{make.template operator()<A, float>(), make.template operator()<A, double>()}...};
 }
-template <class Segment, size_t n>
-const Segment (*as_table(const std::array<std::array<Segment, dtype_count>, n>& table))[dtype_count] {
-  return reinterpret_cast<const Segment(*)[dtype_count]>(table.data());
+template <class Run, size_t n>
+Table<Run> as_table(const std::array<std::array<Function<Run>, 2>, n>& table) {
+  return reinterpret_cast<Table<Run>>(table.data());
 }
 
 }  // namespace

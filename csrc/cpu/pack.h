@@ -74,6 +74,33 @@ FUSEDACT_INLINE uint32_t native_bits(N m) {
 }
 #endif
 
+// a > b ? a : b and a < b ? a : b: b where either is NaN, as the x86 instructions have it.
+#if defined(__AVX512F__)
+FUSEDACT_INLINE Native<float> native_max(Native<float> a, Native<float> b) { return _mm512_max_ps(a, b); }
+FUSEDACT_INLINE Native<double> native_max(Native<double> a, Native<double> b) { return _mm512_max_pd(a, b); }
+FUSEDACT_INLINE Native<float> native_min(Native<float> a, Native<float> b) { return _mm512_min_ps(a, b); }
+FUSEDACT_INLINE Native<double> native_min(Native<double> a, Native<double> b) { return _mm512_min_pd(a, b); }
+#elif defined(__AVX2__)
+FUSEDACT_INLINE Native<float> native_max(Native<float> a, Native<float> b) { return _mm256_max_ps(a, b); }
+FUSEDACT_INLINE Native<double> native_max(Native<double> a, Native<double> b) { return _mm256_max_pd(a, b); }
+FUSEDACT_INLINE Native<float> native_min(Native<float> a, Native<float> b) { return _mm256_min_ps(a, b); }
+FUSEDACT_INLINE Native<double> native_min(Native<double> a, Native<double> b) { return _mm256_min_pd(a, b); }
+#elif defined(__SSE2__)
+FUSEDACT_INLINE Native<float> native_max(Native<float> a, Native<float> b) { return _mm_max_ps(a, b); }
+FUSEDACT_INLINE Native<double> native_max(Native<double> a, Native<double> b) { return _mm_max_pd(a, b); }
+FUSEDACT_INLINE Native<float> native_min(Native<float> a, Native<float> b) { return _mm_min_ps(a, b); }
+FUSEDACT_INLINE Native<double> native_min(Native<double> a, Native<double> b) { return _mm_min_pd(a, b); }
+#else
+template <class N>
+FUSEDACT_INLINE N native_max(N a, N b) {
+  return a > b ? a : b;
+}
+template <class N>
+FUSEDACT_INLINE N native_min(N a, N b) {
+  return a < b ? a : b;
+}
+#endif
+
 #if defined(__AVX2__)
 template <class N>
 FUSEDACT_INLINE N native_fma_exact(N a, N b, N c) {
@@ -217,6 +244,18 @@ FUSEDACT_INLINE Pack<T> exponent(Pack<T> t, int offset) {
       },
       t.v);
 }
+template <class T>
+FUSEDACT_INLINE Pack<T> at_least(Pack<T> x, Pack<T> low) {
+  return each([](auto n, auto l) FUSEDACT_LAMBDA { return native_max(l, n); }, x.v, low.v);
+}
+template <class T>
+FUSEDACT_INLINE Pack<T> at_most(Pack<T> x, Pack<T> high) {
+  return each([](auto n, auto h) FUSEDACT_LAMBDA { return native_min(h, n); }, x.v, high.v);
+}
+template <class T>
+FUSEDACT_INLINE bool any(Mask<T> m) {
+  return native_bits((m.v.a | m.v.b) | (m.v.c | m.v.d)) != 0;
+}
 // Lane by lane through the C library: full range reduction, rarely wanted.
 template <class T, class F>
 FUSEDACT_INLINE Pack<T> lanewise(F f, Pack<T> x) {
@@ -256,6 +295,11 @@ FUSEDACT_INLINE Mask<T> mask_from_bits(uint64_t word) {
 
 // ---- storage types and conversion -----------------------------------------------------------------------------------
 
+#if defined(__aarch64__)
+using ScalarHalf = __fp16;
+#else
+using ScalarHalf = _Float16;
+#endif
 struct BFloat16 {
   uint16_t bits;
 };
@@ -289,7 +333,7 @@ FUSEDACT_INLINE float widened(Half h) {
 #if defined(__F16C__)
   return _cvtsh_ss(h.bits);
 #else
-  return static_cast<float>(std::bit_cast<_Float16>(h.bits));
+  return static_cast<float>(std::bit_cast<ScalarHalf>(h.bits));
 #endif
 }
 template <class T>
@@ -360,7 +404,7 @@ FUSEDACT_INLINE Half narrowed(float x) {
 #if defined(__F16C__)
   return {static_cast<uint16_t>(_cvtss_sh(x, 0))};
 #else
-  return {std::bit_cast<uint16_t>(static_cast<_Float16>(x))};
+  return {std::bit_cast<uint16_t>(static_cast<ScalarHalf>(x))};
 #endif
 }
 template <class T>

@@ -1,48 +1,81 @@
-// What the per-ISA kernels offer to drive.cpp: functions over a run of consecutive elements, one per activation and
-// dtype, in tables. No ISA, no template; the loops are in loops.h, the threads and sums in drive.cpp.
+// What the per-ISA kernels offer to drive.cpp: functions over a run of consecutive elements in the compute type, one per
+// activation, in tables; and the conversions from and to the storage types. No ISA, no template: the loops are in
+// loops.h, the threads, blocks and sums in drive.cpp.
 #pragma once
 
 #include "../kernels.h"
 
 namespace fusedact::cpu {
 
-// What meets the elements of a segment, in the compute type. A step of 1 walks along with the elements, a step of 0
-// stays at lane_count equal values. The sums are added to, one per element; null if nobody asked.
+// What meets the elements, in the compute type. A step of 1 walks along with the elements, a step of 0 stays at
+// lane_count equal values.
 struct Lane {
-  const void* bias = nullptr;
-  int bias_step = 0;
-  const void* weight = nullptr;
-  int weight_step = 0;
-  void* bias_sum = nullptr;
-  void* weight_sum = nullptr;
-  bool stream = false;  // the results are larger than the caches: store past them
+  const void* values = nullptr;
+  int step = 0;
 };
 inline constexpr int lane_count = 64;  // the largest pack: AVX-512, float32
 
-using ForwardSegment = void (*)(const ForwardArgs&, const Lane&, int64_t begin, int64_t count);
-using BackwardSegment = void (*)(const BackwardArgs&, const Lane&, int64_t begin, int64_t count);
-using DoubleBackwardSegment = void (*)(const DoubleBackwardArgs&, const Lane&, int64_t begin, int64_t count);
+struct ForwardRun {
+  int64_t count;
+  const void* x;
+  Lane bias, weight;
+  const Scalars* scalars;
+  void* y;
+  uint8_t* mask;    // null if not asked for; cleared before
+  int64_t mask_at;  // the first element's bit
+  bool stream;      // the results are larger than the caches: store past them
+};
 
-// [activation][dtype], in the orders of the type list and of DType; null where an activation has no such form.
-using ForwardTable = const ForwardSegment (*)[dtype_count];
-using BackwardTable = const BackwardSegment (*)[dtype_count];
-using DoubleBackwardTable = const DoubleBackwardSegment (*)[dtype_count];
+struct BackwardRun {
+  int64_t count;
+  const void* grad;
+  const void* saved;    // x or y
+  const uint8_t* mask;  // or, with Saved::mask, this
+  int64_t mask_at;
+  Lane bias, weight;
+  const Scalars* scalars;
+  void* grad_x;
+  void* bias_sum;  // added to, one per element; null if nobody asked
+  void* weight_sum;
+  bool stream;
+};
+
+struct DoubleBackwardRun {
+  int64_t count;
+  const void *u, *grad, *saved;
+  Lane bias;
+  const Scalars* scalars;
+  void *grad_grad, *grad_x;
+  void* bias_sum;
+  bool stream;
+};
+
+// [activation][compute type: float, double], in the order of the type list; null where an activation has no such form.
+template <class Run>
+using Table = void (*const (*)[2])(const Run&);
+
+// Whole runs between storage and compute type.
+using Convert = void (*)(const void* from, void* to, int64_t count, bool stream);
 
 struct Kernels {
   const char* capability;
-  ForwardTable forward;
-  BackwardTable backward[3];              // by Saved
-  DoubleBackwardTable double_backward[2];  // by Saved, without mask
+  Table<ForwardRun> forward;
+  Table<BackwardRun> backward[3];               // by Saved
+  Table<DoubleBackwardRun> double_backward[2];  // by Saved, without mask; float64 only
+  Convert widen[dtype_count][2];                // null where the two are the same
+  Convert narrow[dtype_count][2];
 };
 
 // Chosen once, by cpuid and FUSEDACT_CPU_CAPABILITY.
 const Kernels& kernels();
 
-#define FUSEDACT_DECLARE_CAPABILITY(isa)                         \
-  namespace isa {                                                \
-  ForwardTable forward_table();                                  \
-  BackwardTable backward_table(Saved);                           \
-  DoubleBackwardTable double_backward_table(Saved);              \
+#define FUSEDACT_DECLARE_CAPABILITY(isa)                   \
+  namespace isa {                                          \
+  Table<ForwardRun> forward_table();                       \
+  Table<BackwardRun> backward_table(Saved);                \
+  Table<DoubleBackwardRun> double_backward_table(Saved);   \
+  Convert widen(DType, bool to_double);                    \
+  Convert narrow(DType, bool from_double);                 \
   }
 FUSEDACT_DECLARE_CAPABILITY(default_)
 FUSEDACT_DECLARE_CAPABILITY(avx2)

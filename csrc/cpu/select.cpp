@@ -8,12 +8,25 @@
 namespace fusedact::cpu {
 namespace {
 
-#define FUSEDACT_KERNELS(label, isa)                                                                       \
-  Kernels {                                                                                                \
-    label, isa::forward_table(),                                                                           \
-        {isa::backward_table(Saved::input), isa::backward_table(Saved::output), isa::backward_table(Saved::mask)}, \
-        {isa::double_backward_table(Saved::input), isa::double_backward_table(Saved::output)},             \
-  }
+#define FUSEDACT_KERNELS(label, isa)                                                                    \
+  assemble(label, isa::forward_table(), isa::backward_table, isa::double_backward_table, isa::widen, isa::narrow)
+
+Kernels assemble(const char* label, Table<ForwardRun> forward, Table<BackwardRun> (*backward)(Saved),
+                 Table<DoubleBackwardRun> (*double_backward)(Saved), Convert (*widen)(DType, bool),
+                 Convert (*narrow)(DType, bool)) {
+  Kernels k{label,
+            forward,
+            {backward(Saved::input), backward(Saved::output), backward(Saved::mask)},
+            {double_backward(Saved::input), double_backward(Saved::output)},
+            {},
+            {}};
+  for (int dtype = 0; dtype < dtype_count; ++dtype)
+    for (int wide = 0; wide < 2; ++wide) {
+      k.widen[dtype][wide] = widen(static_cast<DType>(dtype), wide);
+      k.narrow[dtype][wide] = narrow(static_cast<DType>(dtype), wide);
+    }
+  return k;
+}
 
 Kernels choose() {
   const char* asked = std::getenv("FUSEDACT_CPU_CAPABILITY");

@@ -1,0 +1,95 @@
+# What a person types. Knows nothing of sources and flags: those are in CMakeLists.txt; versions are in pyproject.toml.
+#
+#   PYTHON   the interpreter that the environment is made from (3.10 or newer)
+#   VENV     where the environment lives
+#   TORCH    the torch to build against, as pip's arguments. On Linux a plain torch from PyPI is the CUDA build; a
+#            smaller CPU build comes with  make build TORCH="torch==2.13.0 --index-url <the index for CPU builds>"
+#   MAX_JOBS how many compilers run at once (default: one per core)
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch==2.13.0
+TESTS  ?= -n auto
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+# What pyproject.toml asks of a build; without isolation pip does not look.
+BUILD_REQUIRES = $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt
+FORMATTED = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test bench bench-all lint lint-python lint-types lint-cpp format generate wheel clean FORCE
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@echo 'usage: make TARGET [PYTHON=python3] [VENV=.venv] [TORCH="torch==2.13.0"]'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+build: $(VENV)/.built ## make the environment, compile the extension, install both for development
+
+demo: build ## train the same network with torch.nn and with fusedact, and compare
+	$(BIN)/python -m fusedact demo
+
+test: build ## run the tests (TESTS="-k gelu -x" passes arguments to pytest)
+	$(BIN)/python -m pytest $(TESTS)
+
+bench: build ## the benchmark's short table, under a minute
+	$(BIN)/python benchmarks/run.py --quick
+
+bench-all: build ## the whole benchmark; writes its table into README.md
+	$(BIN)/python benchmarks/run.py --readme
+
+lint: lint-python lint-types lint-cpp ## every check that needs no test: ruff, mypy --strict, clang-format
+
+lint-python: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lint-types: build
+	$(BIN)/mypy --strict fusedact
+
+lint-cpp: build
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+format: build ## let ruff and clang-format rewrite what they can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+generate: build ## write what is made from the registry: type stubs, docs/activations.md
+	$(BIN)/python -m fusedact.stubs
+	$(BIN)/python -m fusedact list --markdown > docs/activations.md.new
+	mv docs/activations.md.new docs/activations.md
+
+wheel: build ## a wheel for this Python and this torch, in dist/
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean: ## remove everything that was made, the environment too
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmark-results
+	rm -f fusedact/*.so fusedact/_build_info.py fusedact-demo.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps below are empty files: each says that a step is done, and is older than what it must be repeated for.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "fusedact needs Python 3.10 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
+	       "Name another: make build PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch-wanted: $(BIN)/python FORCE
+	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
+
+# torch first and alone: whatever depends on torch must find it there, not fetch another.
+$(VENV)/.torch: $(VENV)/.torch-wanted
+	$(PIP) install $(TORCH)
+	@touch $@
+
+# Runs again when a source has changed: ninja compiles what is out of date, and pip finds the rest in place.
+# Without isolation: an isolated build would download another torch, and link against that one.
+$(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
+	$(PIP) install $(BUILD_REQUIRES)
+	$(PIP) install --no-build-isolation --editable '.[dev,demo]'
+	@touch $@

@@ -1,0 +1,250 @@
+"""The command line: `python -m fusedact info | list | accuracy | demo`.
+
+Turns the registry, the extension's facts and measurements into tables, JSON or Markdown. The only file that imports
+typer and rich, apart from the demo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+import fusedact
+from fusedact import _C, _build_info, demo, functional, memory, registry, testing
+from fusedact.registry import Activation
+
+app = typer.Typer(
+    help="fusedact: act(x + bias) in one pass over memory, forward and backward.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+console = Console()
+if not console.is_terminal:  # a pipe or a file has no width of its own
+    console = Console(width=140)
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Say what this build is: versions, instruction set, CUDA, threads, memory settings."""
+    facts = {
+        "fusedact": fusedact.__version__,
+        "built for torch": _build_info.torch,
+        "installed torch": str(torch.__version__),
+        "CUDA": _build_info.cuda or "no: this build computes on the CPU",
+        "instruction set": _C.capability(),
+        "instruction set of torch": torch.backends.cpu.get_cpu_capability(),
+        "FUSEDACT_CPU_CAPABILITY": os.environ.get("FUSEDACT_CPU_CAPABILITY", "not set"),
+        "threads": torch.get_num_threads(),
+        "compiler": _build_info.compiler,
+        "Python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "activations": len(registry.ROWS),
+    }
+    settings = asdict(memory.stats())
+    if as_json:
+        print(json.dumps({**facts, "memory": settings}, indent=2))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(name, escape(str(value)))
+    for name, value in settings.items():
+        shown = f"{value / 2**20:,.0f} MiB" if name.endswith("_bytes") else str(value)
+        table.add_row("memory: " + name.removesuffix("_bytes"), shown)
+    console.print(table)
+
+
+def _parameters(row: Activation) -> str:
+    return ", ".join(f"{p.name}={p.default!r}" for p in row.parameters)
+
+
+def _facts(row: Activation) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "aliases": list(row.aliases),
+        "formula": row.formula,
+        "parameters": {p.name: p.default for p in row.parameters},
+        "module": "fusedact.nn." + row.module,
+        "torch module": f"torch.nn.{row.module}" if row.torch_module else None,
+        "torch function": row.replaces,
+        "backward can read": list(row.saves),
+        "source": row.source,
+    }
+
+
+@app.command("list")
+def list_(
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/activations.md.")] = False,
+) -> None:
+    """List the activations: names, formulas, parameters, and what backward can read."""
+    if as_json:
+        print(json.dumps([_facts(row) for row in registry.ROWS], indent=2))
+    elif markdown:
+        print(markdown_page(), end="")
+    else:
+        table = Table("name", "f(x)", "parameters", "backward can read", title=f"{len(registry.ROWS)} activations")
+        for row in registry.ROWS:
+            names = row.name + (f" ({', '.join(row.aliases)})" if row.aliases else "")
+            table.add_row(names, escape(row.formula), escape(_parameters(row)), ", ".join(row.saves))
+        console.print(table)
+
+
+def markdown_page() -> str:
+    """The text of docs/activations.md."""
+    lines = [
+        "# Activations",
+        "",
+        "Made by `python -m fusedact list --markdown` from the registry; a test compares. Each row is a function",
+        "`fusedact.<name>(input, bias=None, ...)`, a name for `activation=`, and a class of `fusedact.nn`. What",
+        "replaces a function or class of torch has its arguments and its gradient at the kinks.",
+        "",
+        "| name (aliases) | f(x) | parameters | class | replaces | backward can read | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in registry.ROWS:
+        aliases = f" ({', '.join(row.aliases)})" if row.aliases else ""
+        replaces = row.replaces or (f"torch.nn.{row.module}" if row.torch_module else "")
+        parameters = f"`{_parameters(row)}`" if row.parameters else ""
+        cells = [row.name + aliases, f"`{row.formula}`", parameters, row.module, f"`{replaces}`" * bool(replaces)]
+        lines.append("| " + " | ".join([*cells, ", ".join(row.saves), row.source]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@app.command()
+def accuracy(
+    names: Annotated[list[str] | None, typer.Argument(help="Activations; all of them if none is named.")] = None,
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}, or all.")] = "float32",
+    stride: Annotated[int, typer.Option(min=1, help="Test every n-th float32; 4099 reaches each exponent.")] = 4099,
+    full: Annotated[bool, typer.Option("--full", help="Test every float32 there is; hours for all names.")] = False,
+    save: Annotated[str, typer.Option(help="What backward reads: auto, input, output or mask.")] = "input",
+    as_json: Json = False,
+) -> None:
+    """Measure the largest errors of value, first and second derivative, beside PyTorch's.
+
+    Errors are in ulp of the dtype against float64 (for float64: against mpmath, a few hundred points); all finite
+    float16 and bfloat16 inputs are tested. Derivatives within 0.1 of one of their roots have an absolute bound
+    instead. Exits with 1 if a bound of the accuracy contract is missed.
+    """
+    try:
+        rows = [registry.get(name) for name in names] if names else list(registry.ROWS)
+        dtypes = list(DTYPES.values()) if dtype == "all" else [DTYPES[dtype]]
+    except (ValueError, KeyError) as error:
+        message = f"dtype must be one of {', '.join(DTYPES)} or all" if isinstance(error, KeyError) else str(error)
+        raise typer.BadParameter(message) from None
+    results = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for wanted in dtypes:
+            step = 1 if full or wanted != torch.float32 else stride
+            for row in rows:
+                results += _measured(row, wanted, step, save, progress)
+    if as_json:
+        print(json.dumps(results, indent=2))
+    else:
+        _print_accuracy(results)
+    raise typer.Exit(0 if all(r["kept"] for r in results) else 1)
+
+
+def _measured(row: Activation, dtype: torch.dtype, step: int, save: str, progress: Progress) -> list[dict[str, Any]]:
+    """One result for each of value, first and second derivative."""
+    total = 1 if dtype == torch.float64 else (1 << torch.finfo(dtype).bits) // step
+    task = progress.add_task(f"{row.name} {str(dtype).removeprefix('torch.')}", total=total)
+
+    def pieces() -> Iterator[Tensor]:
+        for piece in [testing.some()] if dtype == torch.float64 else testing.every(dtype, step):
+            yield piece
+            progress.advance(task, piece.numel())
+
+    ours = testing.measure(row, lambda x: functional.bias_act(x, None, row.name, save=save), pieces())
+    theirs = _torchs(row, dtype, step)
+    progress.remove_task(task)
+    bound = row.bound(dtype)
+    results = []
+    for order, worst in zip(testing.ORDERS, ours, strict=True):
+        other = theirs.get(order)
+        limit = getattr(bound, order)
+        results.append(
+            {
+                "activation": row.name,
+                "dtype": str(dtype).removeprefix("torch."),
+                "order": order,
+                "ulp": worst.ulp,
+                "at": worst.x,
+                "absolute near roots": worst.near_root,
+                "bound": limit,
+                "bound near roots": bound.near_root,
+                "kept": worst.count > 0 and worst.ulp <= limit and worst.near_root <= bound.near_root,
+                "points": worst.count,
+                "torch ulp": other.ulp if other else None,
+                "torch absolute near roots": other.near_root if other else None,
+            }
+        )
+    return results
+
+
+def _torchs(row: Activation, dtype: torch.dtype, step: int) -> dict[str, testing.Worst]:
+    """The same measurement of PyTorch's own function, on at most a million points; empty where it has none."""
+    function = row.torch_function
+    if function is None:
+        return {}
+    params = row.defaults()
+    if row.tensor_parameter is not None:
+        params[row.tensor_parameter.name] = torch.tensor([row.tensor_parameter.default], dtype=dtype)
+    call: Callable[[Tensor], Tensor] = lambda x: function(x, **params)  # noqa: E731
+    sweep = testing.every(dtype, max(step, 4099) if dtype == torch.float32 else step)
+    pieces = [testing.some()] if dtype == torch.float64 else list(sweep)
+    for orders in (3, 2, 1):  # hardsigmoid has no second derivative in torch
+        try:
+            return dict(zip(testing.ORDERS, testing.measure(row, call, pieces, orders), strict=False))
+        except RuntimeError:
+            continue
+    return {}
+
+
+def _print_accuracy(results: list[dict[str, Any]]) -> None:
+    table = Table(title="largest errors in ulp, fusedact's and PyTorch's; near a derivative's root: absolute")
+    for heading in ("activation", "dtype"):
+        table.add_column(heading)
+    for heading in ("f", "torch", "f'", "torch", "f''", "torch", "near roots", "torch"):
+        table.add_column(heading, justify="right")
+    for three in zip(*[iter(results)] * len(testing.ORDERS), strict=True):
+        cells = []
+        for r in three:
+            shown = _short(r["ulp"])
+            cells += [shown if r["kept"] else f"[red]{shown}[/]", _short(r["torch ulp"])]
+        for who in ("absolute near roots", "torch absolute near roots"):
+            cells.append(_short(max((r[who] for r in three if r[who] is not None), default=None)))
+        table.add_row(three[0]["activation"], three[0]["dtype"], *cells)
+    console.print(table)
+    missed = [r for r in results if not r["kept"]]
+    for r in missed:
+        console.print(
+            f"{r['activation']} {r['dtype']} {r['order']}: {_short(r['ulp'])} ulp at x = {r['at']!r}, allowed are "
+            f"{r['bound']:g}; near roots {r['absolute near roots']:.1e}, allowed are {r['bound near roots']:.0e}"
+        )
+    console.print(f"{len(missed)} of {len(results)} bounds missed" if missed else f"all {len(results)} bounds kept")
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "0" if value == 0 else f"{value:.3f}" if 0.001 <= value < 1000 else f"{value:.1e}"
+
+
+app.command("demo")(demo.main)

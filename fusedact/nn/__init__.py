@@ -1,0 +1,12 @@
+"""torch.nn with the activation fused: drop-ins for its activation classes, and layers with `activation=`.
+
+Every class here whose name torch.nn has is a subclass of torch.nn's, with the same constructor, repr and state_dict.
+"""
+
+from fusedact.nn import activation, layers
+from fusedact.nn.activation import *  # noqa: F403
+from fusedact.nn.activation import __all__ as _activations
+from fusedact.nn.layers import *  # noqa: F403
+from fusedact.nn.layers import __all__ as _layers
+
+__all__ = ["activation", "layers", *_activations, *_layers]

@@ -1,0 +1,40 @@
+"""What every test shares: a fresh inductor cache, one thread per xdist worker, a fixed seed, `slow` with its reason."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+# Before torch is imported: the inductor cache is keyed by an operator's name and would serve a stale graph.
+_CACHE = tempfile.TemporaryDirectory(prefix="fusedact-inductor-")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE.name
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow(reason): minutes or gigabytes; run with --slow")
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            item.add_marker(pytest.mark.skip(reason=f"slow ({mark.kwargs['reason']}); run with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
