@@ -1,7 +1,7 @@
 """Hands the build to CMake and puts what it installs where setuptools wants it. Names no source file and no flag.
 
-Environment: MAX_JOBS, CMAKE_ARGS, CMAKE_GENERATOR. Build with `pip install --no-build-isolation`, so that the torch that is
-compiled against is the one that is installed.
+Environment: MAX_JOBS, CMAKE_ARGS, CMAKE_GENERATOR. Build with `pip install --no-build-isolation`, so that the torch
+that is compiled against is the one that is installed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def torch_folder() -> Path | None:
 
 
 def local_version() -> str:
-    """"+pt213cpu": a build is tied to one minor version of torch and one kind of device. A source archive is not."""
+    """`+pt213cpu`: a build is tied to one minor version of torch and one kind of device. A source archive is not."""
     folder = torch_folder()
     if folder is None or "sdist" in sys.argv:
         return ""

@@ -178,7 +178,7 @@ struct softshrink : PiecewiseLinear<softshrink<V>, V, 1> {
   static constexpr std::string_view name = "softshrink";
   V limit;
   explicit softshrink(const double* p) : limit(p[0]) {}
-  FUSEDACT_FN V forward(V x) const { return select(abs(x) <= limit, V(0), x - select(x > V(0), limit, V(0) - limit)); }
+  FUSEDACT_FN V forward(V x) const { return select(abs(x) <= limit, V(0), x - select(x > V(0), limit, -limit)); }
   FUSEDACT_FN auto is_outer(V x) const { return (abs(x) > limit) | (x != x); }
   FUSEDACT_FN V gradient_from_output(V g, V y) const { return select(y == V(0), V(0), g); }
   static bool invertible(const double*) { return true; }
@@ -194,7 +194,7 @@ struct hardswish : Plain<> {
   FUSEDACT_FN V forward(V x) const {
     V c = at_most(at_least(x + V(3), V(0)), V(6));
     Two<V> sixth = two_constant<V>(1.0 / 6);
-    return x * fma(c, sixth.hi, c * sixth.lo);  // 6 times this sixth is 1
+    return x * fma_exact(c, sixth.hi, c * sixth.lo);  // 6 times this sixth is 1
   }
   FUSEDACT_FN V derivative(V x) const {
     V slope = fma(x, V(2), V(3)) * V(1.0 / 6);  // exact near its root
@@ -248,8 +248,7 @@ struct Elu : Invertible<Params> {
   }
   FUSEDACT_FN V left_slope(V x) const {
     Two<V> t = two_scaled(inverse_width, select(x > V(0), V(0), x));
-    V e = exp_negative(t.hi, t.lo);
-    return fma(slope.hi, e, slope.lo * e);
+    return times_exp(slope, t.hi, t.lo);
   }
   FUSEDACT_FN V derivative(V x) const { return select((x > V(0)) | (x != x), V(scale), left_slope(x)); }
   FUSEDACT_FN V second(V x) const { return select(x < V(0), left_slope(x) * inverse_width.hi, V(0)); }
@@ -264,7 +263,7 @@ struct elu : Elu<V, 1> {
   static constexpr std::string_view name = "elu";
   explicit elu(const double* p) : Elu<V, 1>(p[0], 1, 1) {}
   FUSEDACT_FN V forward(V x) const { return select(x > V(0), x, this->height.hi * expm1_negative(x)); }
-  FUSEDACT_FN V left_slope(V x) const { return this->height.hi * exp_negative(x); }
+  FUSEDACT_FN V left_slope(V x) const { return times_exp(this->height, x, V(0)); }
   FUSEDACT_FN V derivative(V x) const { return select((x > V(0)) | (x != x), V(1), left_slope(x)); }
   static bool invertible(const double* p) { return p[0] >= 0; }
 };
@@ -302,9 +301,9 @@ struct sigmoid_ : Invertible<> {
   static constexpr std::string_view name = "sigmoid";
   explicit sigmoid_(const double*) {}
   FUSEDACT_FN V forward(V x) const { return sigmoid(x); }
-  FUSEDACT_FN V derivative(V x) const { return sigmoid_slope(x); }
+  FUSEDACT_FN V derivative(V x) const { return times_sigmoid_slope(V(1), x); }
   FUSEDACT_FN V second(V x) const {
-    V s = sigmoid(x), r = sigmoid(V(0) - x);
+    V s = sigmoid(x), r = sigmoid(-x);
     return s * r * (r - s);
   }
   FUSEDACT_FN V derivative_from_output(V y) const { return y * (V(1) - y); }
@@ -315,11 +314,11 @@ template <class V>
 struct logsigmoid : Invertible<> {
   static constexpr std::string_view name = "logsigmoid";
   explicit logsigmoid(const double*) {}
-  FUSEDACT_FN V forward(V x) const { return V(0) - softplus(Two<V>{V(0) - x, V(0)}); }
-  FUSEDACT_FN V derivative(V x) const { return sigmoid(V(0) - x); }
-  FUSEDACT_FN V second(V x) const { return V(0) - sigmoid(x) * sigmoid(V(0) - x); }
-  FUSEDACT_FN V derivative_from_output(V y) const { return V(0) - expm1_negative(y); }
-  FUSEDACT_FN V second_from_output(V y) const { return V(0) - exp_negative(y); }
+  FUSEDACT_FN V forward(V x) const { return -softplus(Two<V>{-x, V(0)}); }
+  FUSEDACT_FN V derivative(V x) const { return sigmoid(-x); }
+  FUSEDACT_FN V second(V x) const { return -sigmoid(x) * sigmoid(-x); }
+  FUSEDACT_FN V derivative_from_output(V y) const { return -expm1_negative(y); }
+  FUSEDACT_FN V second_from_output(V y) const { return -exp_negative(y); }
 };
 
 // log(1 + e^(beta x)) / beta, and x itself where beta x > threshold.
@@ -340,7 +339,7 @@ struct softplus_ : Plain<2> {
   }
   FUSEDACT_FN V second(V x) const {
     V t = beta.hi * x;
-    return select(t > limit, V(0), beta.hi * sigmoid(t) * sigmoid(V(0) - t));
+    return select(t > limit, V(0), beta.hi * sigmoid(t) * sigmoid(-t));
   }
   // No derivative from y: below the threshold y reaches beyond it, so that y does not tell on which branch x was.
 };
@@ -348,8 +347,8 @@ struct softplus_ : Plain<2> {
 // f = x sigma(t(x)): the second derivative in t' and t''.
 template <class V>
 FUSEDACT_FN V times_sigmoid_second(V x, V t, V t1, V t2) {
-  V s = sigmoid(t), r = sigmoid(V(0) - t);
-  return s * r * (V(2) * t1 + x * ((r - s) * t1 * t1 + t2));
+  V s = sigmoid(t), r = sigmoid(-t);
+  return times_sigmoid_slope(V(2) * t1 + x * ((r - s) * t1 * t1 + t2), t);
 }
 
 template <class V>
@@ -376,7 +375,7 @@ struct swish : Plain<1> {
   FUSEDACT_FN V second(V x) const { return times_sigmoid_second(x, beta.hi * x, beta.hi, V(0)); }
   FUSEDACT_FN V weight_derivative(V x) const {
     V t = beta.hi * x;
-    return x * sigmoid(t) * (x * sigmoid(V(0) - t));
+    return x * sigmoid(t) * (x * sigmoid(-t));
   }
 };
 
@@ -399,13 +398,12 @@ struct mish : Plain<> {
   FUSEDACT_FN V forward(V x) const {
     using K = table<scalar_t<V>>;
     auto negative = x < V(0);
-    V z = rounded(exp_parts(negative_abs(x)));
-    V times = select(negative, V(1), V(2)), start = select(negative, V(2), V(1));
-    V n = fma(times, z, start), n_lo = fma(times, z, start - n);
+    auto [e, power] = exp_parts(negative_abs(x));
+    V z = fma(power, e, power);
+    V n = fma(select(negative, V(1), V(2)), z, select(negative, V(2), V(1)));
     V k = select(negative, n, z + z), base = select(negative, V(2), n);
-    V d = fma(k, z, base), d_lo = fma(k, z, base - d) + select(negative, V(0), n_lo);
-    V factor = select(negative, z, V(1)), a = x * factor;
-    V y = product_over(a, n, fma(a, n_lo, fma_exact(x, factor, V(0) - a) * n), d, d_lo);
+    V d = fma(k, z, base), xp = x * power;  // exact, so that x z is rounded once
+    V y = product_over(select(negative, fma(xp, e, xp), x), n, d, fma(k, z, base - d));
     auto beyond = abs(x) > V(K::plain);
     if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_tail(x, x, V(0)), y);
     return y;
@@ -430,9 +428,9 @@ struct mish : Plain<> {
   }
   // With s = sigma(x), r = sigma(-x): tanh(softplus x) = s (1 + r) / (1 + r^2), and 1 minus its square 4 r^2 / (1 + r^2)^2.
   FUSEDACT_FN V second(V x) const {
-    V s = sigmoid(x), r = sigmoid(V(0) - x), d = V(1) / fma(r, r, V(1));
-    V t = s * (V(1) + r) * d, u = V(2) * r * d;
-    return u * u * s * (V(2) + x * (r - V(2) * s * t));
+    V s = sigmoid(x), r = sigmoid(-x), d = V(1) / fma(r, r, V(1));
+    V t = s * (V(1) + r) * d;
+    return times_sigmoid_slope(V(4) * r * d * d * (V(2) + x * (r - V(2) * s * t)), x);
   }
 };
 
@@ -445,32 +443,35 @@ struct gelu : Plain<> {
   explicit gelu(const double*) {}
   FUSEDACT_FN V forward(V x) const { return times_normal_cdf(x); }
   FUSEDACT_FN V derivative(V x) const { return times_normal_cdf_derivative(x); }
-  FUSEDACT_FN V second(V x) const { return normal_pdf(x) * (V(2) - x * x); }
+  FUSEDACT_FN V second(V x) const {
+    V square = x * x;
+    return normal_pdf(x) * select(square > V(1e6), V(-1e6), V(2) - square);  // phi is 0 there: no infinity times it
+  }
 };
 
 // x sigma(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3): the same as x / 2 (1 + tanh u), without its cancellation.
 template <class V>
 struct gelu_tanh : Plain<> {
   static constexpr std::string_view name = "gelu_tanh";
-  static constexpr double c1 = 1.5957691216057308, c3 = 0.071354816272600249;  // sqrt(8 / pi), 0.044715 c1
+  static constexpr double c1 = 1.5957691216057308, c3 = 0.071354816272600249;  // sqrt(8 / pi), 0.044715 c1; their rests below
   explicit gelu_tanh(const double*) {}
 
   // x (a + b x^2) to twice the precision, for a constant b and a; x is bounded where the result only saturates.
   FUSEDACT_FN static Two<V> odd_cubic(V x, Two<V> a, Two<V> b) {
     V bounded = at_most(at_least(x, V(-1e4)), V(1e4));
-    V square = bounded * bounded, square_lo = fma_exact(bounded, bounded, V(0) - square);
+    V square = bounded * bounded, square_lo = fma_exact(bounded, bounded, -square);
     V sum = fma(b.hi, square, a.hi), added = sum - a.hi;
-    V lost = fma_exact(b.hi, square, V(0) - added) + (a.hi - (sum - added));
+    V lost = fma_exact(b.hi, square, -added) + (a.hi - (sum - added));
     V rest = lost + fma(b.hi, square_lo, fma(b.lo, square, a.lo));
     V p = sum * bounded;
-    return {p, fma(rest, bounded, fma_exact(sum, bounded, V(0) - p))};
+    return {p, fma(rest, bounded, fma_exact(sum, bounded, -p))};
   }
   FUSEDACT_FN static Two<V> argument(V x) {
-    return odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17), two_constant<V>(c3, -6.1751499181553155e-19));
+    return odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17), two_constant<V>(c3, -4.1218577217431828e-18));
   }
   FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, argument(x)); }
   FUSEDACT_FN V derivative(V x) const {
-    Two<V> w = odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17), two_constant<V>(3 * c3));
+    Two<V> w = odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17), two_constant<V>(0.21406444881780073, 1.5122146425849085e-18));
     return times_sigmoid_derivative(x, argument(x), w);
   }
   FUSEDACT_FN V second(V x) const {
@@ -503,7 +504,10 @@ struct softcap : Invertible<1> {
     V u = x / cap, t = cap * tanh(u);
     return select(abs(u) < V(1e-9), x, t);  // where u may have lost digits, f(x) is x
   }
-  FUSEDACT_FN V derivative(V x) const { return sech_squared(x / cap); }
+  FUSEDACT_FN V derivative(V x) const {
+    V t = x / cap, lost = fma_exact(-t, cap, x) * inverse;
+    return times_sigmoid_slope(V(4), V(2) * t, V(2) * lost);
+  }
   FUSEDACT_FN V second(V x) const {
     V t = x * inverse;
     return V(-2) * tanh(t) * sech_squared(t) * inverse;
@@ -539,10 +543,10 @@ struct situ : Plain<1> {
   FUSEDACT_FN V forward(V x) const { return beta * tanh(x * inverse) * sigmoid(x); }
   FUSEDACT_FN V derivative(V x) const {
     V t = x * inverse;
-    return sigmoid(x) * (sech_squared(t) + beta * tanh(t) * sigmoid(V(0) - x));
+    return sigmoid(x) * (sech_squared(t) + beta * tanh(t) * sigmoid(-x));
   }
   FUSEDACT_FN V second(V x) const {
-    V t = tanh(x * inverse), q = sech_squared(x * inverse), s = sigmoid(x), r = sigmoid(V(0) - x);
+    V t = tanh(x * inverse), q = sech_squared(x * inverse), s = sigmoid(x), r = sigmoid(-x);
     return s * (V(-2) * t * q * inverse + V(2) * q * r + beta * t * r * (r - s));
   }
 };
@@ -597,8 +601,8 @@ struct cos_ : Plain<> {
   static constexpr std::string_view name = "cos";
   explicit cos_(const double*) {}
   FUSEDACT_FN V forward(V x) const { return cos(x); }
-  FUSEDACT_FN V derivative(V x) const { return V(0) - sin(x); }
-  FUSEDACT_FN V second(V x) const { return V(0) - cos(x); }
+  FUSEDACT_FN V derivative(V x) const { return -sin(x); }
+  FUSEDACT_FN V second(V x) const { return -cos(x); }
 };
 
 template <class V>
@@ -607,7 +611,7 @@ struct sin_ : Plain<> {
   explicit sin_(const double*) {}
   FUSEDACT_FN V forward(V x) const { return sin(x); }
   FUSEDACT_FN V derivative(V x) const { return cos(x); }
-  FUSEDACT_FN V second(V x) const { return V(0) - sin(x); }
+  FUSEDACT_FN V second(V x) const { return -sin(x); }
 };
 
 // ---- the registry of the C++ side -----------------------------------------------------------------------------------

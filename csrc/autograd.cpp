@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/library.h>
 
+#include "checks.h"
 #include "composite.h"
 
 namespace fusedact {
@@ -144,8 +145,8 @@ struct BiasActBackwardBackward0 final : autograd::Node {
          to_bias = task_should_compute_output(2);
     if (!to_saved && !to_bias) {
       if (to_grad)
-        result[0] = std::get<0>(
-            bias_act_backward(u, saved_tensor, bias.get(), unpack_optional(weight), kept, false, false));
+        result[0] =
+            std::get<0>(bias_act_backward(u, saved_tensor, bias.get(), unpack_optional(weight), kept, false, false));
       return result;
     }
     auto [grad_grad, grad_saved, grad_bias] =

@@ -54,10 +54,12 @@ FUSEDACT_OPERATOR(*)
 FUSEDACT_OPERATOR(/)
 #undef FUSEDACT_OPERATOR
 
+[[maybe_unused]] Composite operator-(const Composite& a) { return a.is_number() ? Composite(-a.number) : Composite(-a.tensor); }
+
 // The activations compare their argument, on the left, with a constant or with itself.
-#define FUSEDACT_COMPARISON(op, method)                                                                    \
-  [[maybe_unused]] Mask operator op(const Composite& a, const Composite& b) {                                               \
-    return {b.is_number() ? a.tensor.method(b.number) : a.tensor.method(b.tensor), a.tensor.options()};    \
+#define FUSEDACT_COMPARISON(op, method)                                                                 \
+  [[maybe_unused]] Mask operator op(const Composite& a, const Composite& b) {                           \
+    return {b.is_number() ? a.tensor.method(b.number) : a.tensor.method(b.tensor), a.tensor.options()}; \
   }
 FUSEDACT_COMPARISON(<, lt)
 FUSEDACT_COMPARISON(<=, le)
@@ -72,7 +74,9 @@ Mask operator&(const Mask& a, const Mask& b) { return {a.bits.logical_and(b.bits
 
 // The branch not taken gets a zero gradient, and zero times an infinite slope is NaN: formulas bound their argument.
 Composite select(const Mask& mask, const Composite& a, const Composite& b) {
-  auto tensor = [&](const Composite& x) { return x.is_number() ? at::scalar_tensor(x.number, mask.options) : x.tensor; };
+  auto tensor = [&](const Composite& x) {
+    return x.is_number() ? at::scalar_tensor(x.number, mask.options) : x.tensor;
+  };
   return Composite(at::where(mask.bits, tensor(a), tensor(b)));
 }
 
@@ -92,10 +96,16 @@ Composite fma(const Composite& a, const Composite& b, const Composite& c) { retu
 // What math.h computes as an unevaluated sum has no second half here.
 Two<Composite> two_scaled(const Two<Composite>& c, const Composite& x) { return {c.hi * x, Composite(0)}; }
 Composite exp_negative(const Composite& x, const Composite&) { return exp_negative(x); }
-[[maybe_unused]] Composite softplus(const Two<Composite>& t) { return Composite(at::log_sigmoid(t.hi.tensor.neg()).neg()); }
+[[maybe_unused]] Composite softplus(const Two<Composite>& t) {
+  return Composite(at::log_sigmoid(t.hi.tensor.neg()).neg());
+}
 Composite sech_squared(const Composite& x) {
   Composite t = x * Composite(2);  // smooth at 0, and exact in the tails
   return Composite(4) * sigmoid(t) * sigmoid(Composite(0) - t);
+}
+Composite times_exp(const Two<Composite>& c, const Composite& x, const Composite&) { return c.hi * exp_negative(x); }
+Composite times_sigmoid_slope(const Composite& w, const Composite& t) {
+  return w * sigmoid(t) * sigmoid(Composite(0) - t);
 }
 Composite normal_pdf(const Composite& x) {
   return exp_negative(x * x * Composite(-0.5)) * Composite(0.3989422804014327);
@@ -120,7 +130,9 @@ Formulas formulas_of() {
   Formulas formulas{};
   formulas.second = [](const double* params, const Composite& x) { return A(params).second(x); };
   if constexpr (requires(A a, Composite y) { a.second_from_output(y); })
-    formulas.second_from_output = [](const double* params, const Composite& y) { return A(params).second_from_output(y); };
+    formulas.second_from_output = [](const double* params, const Composite& y) {
+      return A(params).second_from_output(y);
+    };
   if constexpr (std::is_constructible_v<A, const double*, Composite>) {
     formulas.gradient = [](const double* params, const Composite& weight, const Composite& g, const Composite& x) {
       A activation(params, weight);

@@ -126,7 +126,7 @@ FUSEDACT_FN Two<V> sum_exactly(V a, V b) {
 template <class V>
 FUSEDACT_FN Two<V> two_product(V a, V b) {
   V p = a * b;
-  return {p, fma_exact(a, b, V(0) - p)};
+  return {p, fma_exact(a, b, -p)};
 }
 // c x for a constant c that is no float: c to twice the precision, x exact.
 template <class V>
@@ -141,31 +141,13 @@ FUSEDACT_FN Two<V> two_constant(double c, double rest = 0) {
   return {V(hi), V(static_cast<T>((c - static_cast<double>(hi)) + rest))};
 }
 
-// ---- quotients whose remainder corrects them: about one rounding in all ---------------------------------------------
-
-// a / (d + d_lo)
-template <class V>
-FUSEDACT_FN V quotient(V a, V d, V d_lo) {
-  V inverse = V(1) / d;
-  V q = a * inverse;
-  V rest = fma(V(0) - q, d_lo, fma_exact(V(0) - q, d, a));
-  return fma(rest, inverse, q);
-}
-// (a b + rest) / (d + d_lo)
-template <class V>
-FUSEDACT_FN V product_over(V a, V b, V rest, V d, V d_lo) {
-  V inverse = V(1) / d;
-  V p = a * b;
-  V q = p * inverse;
-  V missing = fma_exact(V(0) - q, d, p) + (fma_exact(a, b, V(0) - p) + fma(V(0) - q, d_lo, rest));
-  return fma(missing, inverse, q);
-}
+// a b / (d + d_lo): the remainder corrects product and quotient together, so that one rounding is left.
 template <class V>
 FUSEDACT_FN V product_over(V a, V b, V d, V d_lo) {
   V inverse = V(1) / d;
   V p = a * b;
   V q = p * inverse;
-  V missing = fma(V(0) - q, d_lo, fma_exact(V(0) - q, d, p)) + fma_exact(a, b, V(0) - p);
+  V missing = fma(-q, d_lo, fma_exact(-q, d, p)) + fma_exact(a, b, -p);
   return fma(missing, inverse, q);
 }
 
@@ -332,6 +314,15 @@ FUSEDACT_FN V exp_negative(V x) {
   return rounded(exp_parts(at_least(x, V(K::exp_floor)), K::scale)) * V(K::unscale);
 }
 
+// c e^(x + lo) for x <= 0: the product is made before the result may become subnormal.
+template <class V>
+FUSEDACT_FN V times_exp(Two<V> c, V x, V lo) {
+  using K = table<scalar_t<V>>;
+  V bounded = at_least(x, V(K::exp_floor));
+  V e = rounded(exp_parts(bounded, select(x < bounded, V(0), lo), K::scale));
+  return fma(c.hi, e, c.lo * e) * V(K::unscale);
+}
+
 // e^(x + lo) 2^scale for x <= 0, for tails: 0 below exp_floor, so that an infinite factor makes NaN; NaN stays.
 template <class V>
 FUSEDACT_FN V exp_scaled(V x, V lo) {
@@ -348,23 +339,36 @@ FUSEDACT_FN V expm1_negative(V x) {
 
 // ---- the logistic family: everything from z = e^-|t|, which neither overflows nor cancels ---------------------------
 
+// n / (1 + z) with n = z on the left. For a small z, here and below, as n - z q, which rounds once where q rounds twice.
+template <class V>
+FUSEDACT_FN V sigmoid_of(V t, V z) {
+  V n = select(t < V(0), z, V(1)), q = n / (V(1) + z);
+  return select(z < V(0.3), fma(-z, q, n), q);
+}
 template <class V>
 FUSEDACT_FN V sigmoid(V x) {
-  V z = exp_negative(negative_abs(x)), d = V(1) + z;
-  return quotient(select(x < V(0), z, V(1)), d, z - (d - V(1)));
+  return sigmoid_of(x, exp_negative(negative_abs(x)));
 }
 template <class V>
 FUSEDACT_FN V sigmoid(Two<V> t) {
-  auto negative = t.hi < V(0);
-  V z = exp_negative(negative_abs(t.hi), select(negative, t.lo, V(0) - t.lo)), d = V(1) + z;
-  return quotient(select(negative, z, V(1)), d, z - (d - V(1)));
+  return sigmoid_of(t.hi, exp_negative(negative_abs(t.hi), select(t.hi < V(0), t.lo, -t.lo)));
 }
 
-// sigma(t) sigma(-t), the derivative of sigma: z / (1 + z)^2.
+// w sigma(t) sigma(-t), w times the derivative of sigma: w z / (1 + z)^2, the product made before it may be subnormal.
 template <class V>
-FUSEDACT_FN V sigmoid_slope(V t) {
-  V z = exp_negative(negative_abs(t));
-  return z / fma(z, z + V(2), V(1));
+FUSEDACT_FN V times_sigmoid_slope(V w, V t, V lo) {
+  using K = table<scalar_t<V>>;
+  V x = at_least(negative_abs(t), V(K::exp_floor));
+  V scaled = rounded(exp_parts(x, select(abs(t) > -x, V(0), select(t < V(0), lo, -lo)), K::scale));
+  V z = scaled * V(K::unscale);
+  return scaled * w / fma(z, z + V(2), V(1)) * V(K::unscale);
+}
+template <class V>
+FUSEDACT_FN V times_sigmoid_slope(V w, V t) {
+  using K = table<scalar_t<V>>;
+  V scaled = rounded(exp_parts(at_least(negative_abs(t), V(K::exp_floor)), K::scale));
+  V z = scaled * V(K::unscale);
+  return scaled * w / fma(z, z + V(2), V(1)) * V(K::unscale);
 }
 
 // Where e^-|t| times something may be subnormal, |t| > plain: z travels times 2^scale until the last product.
@@ -372,7 +376,7 @@ template <class V>
 FUSEDACT_COLD V times_sigmoid_tail(const V& x, const V& t, const V& lo) {
   using K = table<scalar_t<V>>;
   auto negative = t < V(0);
-  V z = exp_scaled(negative_abs(t), select(negative, lo, V(0) - lo));
+  V z = exp_scaled(negative_abs(t), select(negative, lo, -lo));
   return select(negative, x * z * V(K::unscale), x);
 }
 // The derivative there. w = x t'(x); infinite x give NaN, as the product rule has it.
@@ -380,7 +384,7 @@ template <class V>
 FUSEDACT_COLD V times_sigmoid_derivative_tail(const V& x, const V& t, const V& lo, const V& w) {
   using K = table<scalar_t<V>>;
   auto negative = t < V(0);
-  V z = exp_scaled(negative_abs(t), select(negative, lo, V(0) - lo));
+  V z = exp_scaled(negative_abs(t), select(negative, lo, -lo));
   V bounded = at_most(at_least(w, V(-1e4)), V(1e4));
   return fma(x, V(0), select(negative, z * (V(1) + bounded) * V(K::unscale), fma(z * V(K::unscale), bounded, V(1))));
 }
@@ -388,8 +392,10 @@ FUSEDACT_COLD V times_sigmoid_derivative_tail(const V& x, const V& t, const V& l
 // x sigma(t)
 template <class V>
 FUSEDACT_FN V times_sigmoid_of(V x, V t, Exp<V> parts) {
-  V z = rounded(parts), d = V(1) + z;
-  return product_over(x, select(t < V(0), z, V(1)), d, z - (d - V(1)));
+  V z = rounded(parts), xp = x * parts.power;  // exact, so that x z is rounded once
+  V p = select(t < V(0), fma(xp, parts.e, xp), x);
+  V q = p / (V(1) + z);
+  return select(z < V(0.3), fma(-z, q, p), q);
 }
 template <class V>
 FUSEDACT_FN V times_sigmoid(V x) {
@@ -400,7 +406,7 @@ FUSEDACT_FN V times_sigmoid(V x) {
 }
 template <class V>
 FUSEDACT_FN V times_sigmoid(V x, Two<V> t) {
-  V y = times_sigmoid_of(x, t.hi, exp_parts(negative_abs(t.hi), select(t.hi < V(0), t.lo, V(0) - t.lo)));
+  V y = times_sigmoid_of(x, t.hi, exp_parts(negative_abs(t.hi), select(t.hi < V(0), t.lo, -t.lo)));
   auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_tail(x, t.hi, t.lo), y);
   return y;
@@ -420,10 +426,11 @@ FUSEDACT_FN V times_sigmoid_derivative(V x) {
 template <class V>
 FUSEDACT_FN V times_sigmoid_derivative(V x, Two<V> t, Two<V> w) {
   auto negative = t.hi < V(0);
-  V z = rounded(exp_parts(negative_abs(t.hi), select(negative, t.lo, V(0) - t.lo)));
+  V z = rounded(exp_parts(negative_abs(t.hi), select(negative, t.lo, -t.lo)));
   V one_w = V(1) + w.hi;
   V lost = (V(1) - (one_w - w.hi)) + w.lo;  // by rounding 1 + w, for |w| near 1, where it counts
-  V y = select(negative, ((one_w + z) + lost) * z, fma(z, one_w, V(1))) / fma(z, z + V(2), V(1));
+  V two_z = z + V(2), square = fma(z, two_z, V(1)), square_lo = fma(z, two_z, V(1) - square);
+  V y = product_over(select(negative, (one_w + z) + lost, fma(z, one_w, V(1))), select(negative, z, V(1)), square, square_lo);
   auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_derivative_tail(x, t.hi, t.lo, w.hi), y);
   return y;
@@ -433,7 +440,7 @@ FUSEDACT_FN V times_sigmoid_derivative(V x, Two<V> t, Two<V> w) {
 template <class V>
 FUSEDACT_FN V softplus(Two<V> t) {
   using K = table<scalar_t<V>>;
-  V z = exp_negative(negative_abs(t.hi), select(t.hi < V(0), t.lo, V(0) - t.lo));
+  V z = exp_negative(negative_abs(t.hi), select(t.hi < V(0), t.lo, -t.lo));
   V log1p;
   if constexpr (requires { K::log1p_by_atanh; }) {
     V s = z / (V(2) + z);
@@ -445,26 +452,21 @@ FUSEDACT_FN V softplus(Two<V> t) {
   return at_least(t.hi, V(0)) + log1p;
 }
 
-// tanh x: -e / (2 + e) with e = expm1(-2|x|) where that is small, and 1 - 2 z / (1 + z) with z = e^-2|x| beyond.
+// tanh x: q = -e / (2 + e) with e = expm1(-2|x|), better written h + h q with h = -e / 2, where e is small, and
+// 1 - 2 z / (1 + z) with z = e^-2|x| beyond.
 template <class V>
 FUSEDACT_FN V tanh(V x) {
   auto [e, power] = exp_parts(at_least(V(2) * negative_abs(x), V(-60)));
   V m = fma(power, e, power - V(1)), z = fma(power, e, power);
-  auto close = z > V(0.4);
-  V d = V(1) + z;
-  V q = quotient(select(close, V(0) - m, z), d, z - (d - V(1)));
-  return copysign(select(close, q, fma(V(-2), q, V(1))), x);
+  auto close = z > V(0.2);
+  V q = select(close, -m, z) / (V(1) + z), h = V(-0.5) * m;
+  return copysign(select(close, fma(h, q, h), fma(V(-2), q, V(1))), x);
 }
 
-// 1 - tanh^2 t = 4 z / (1 + z)^2 with z = e^-2|t|.
-template <class V>
-FUSEDACT_FN V sech_squared(Two<V> t) {
-  V z = exp_negative(V(2) * negative_abs(t.hi), V(2) * select(t.hi < V(0), t.lo, V(0) - t.lo));
-  return V(4) * z / fma(z, z + V(2), V(1));
-}
+// 1 - tanh^2 t = 4 sigma(2t) sigma(-2t)
 template <class V>
 FUSEDACT_FN V sech_squared(V t) {
-  return V(4) * sigmoid_slope(V(2) * t);
+  return times_sigmoid_slope(V(4), V(2) * t);
 }
 
 // x - tanh x; by its series below 1, where the terms cancel.
@@ -481,7 +483,7 @@ FUSEDACT_FN V tanhshrink_of(V x) {
 template <class V>
 FUSEDACT_FN Two<V> minus_half_square(V a) {
   V h = V(-0.5) * a, p = h * a;
-  return {p, fma_exact(h, a, V(0) - p)};
+  return {p, fma_exact(h, a, -p)};
 }
 
 // phi(x) = e^(-x^2 / 2) / sqrt(2 pi)
@@ -521,7 +523,7 @@ FUSEDACT_FN V times_normal_cdf(V x) {
     auto [e, power] = exp_parts(t.hi, t.lo + square.lo);
     V ratio = polynomial(a - V(K::tail_centre), K::tail_short);
     V b = negative_abs(x) * power;
-    V y = fma(b, ratio, b * (ratio * e)) + at_least(x, V(0));
+    V y = fma_exact(b, ratio, b * (ratio * e)) + at_least(x, V(0));
     auto beyond = a > V(K::short_limit);
     if (any(beyond)) [[unlikely]] y = select(beyond, times_normal_cdf_tail(x), y);
     return y;

@@ -184,7 +184,8 @@ Stats stats() {
 }
 
 void set_limit(int64_t bytes) {
-  TORCH_CHECK_VALUE(bytes >= 0, "fusedact.memory: the limit is ", bytes, " bytes, but it must be 0 (no free list) or more");
+  TORCH_CHECK_VALUE(bytes >= 0, "fusedact.memory: the limit is ", bytes,
+                    " bytes, but it must be 0 (no free list) or more");
   huge_pages().set_limit(static_cast<size_t>(bytes));
 }
 

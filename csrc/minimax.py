@@ -137,7 +137,7 @@ def solve(fit: Fit, fixed: dict[int, mp.mpf], rounds: int, start: list[mp.mpf] |
     best: tuple[mp.mpf, list[mp.mpf]] | None = None
     for _ in range(rounds):
         rows, rhs = [], []
-        for x, f, w, d in zip(xs, fs, lawson, denominator):
+        for x, f, w, d in zip(xs, fs, lawson, denominator, strict=True):
             scale = mp.sqrt(w) * (fit.weight(x) if fit.weight else 1 / f) / d
             row = [x**j * scale for j in range(fit.p + 1)] + [-f * x**j * scale for j in range(1, fit.q + 1)]
             rows.append([row[j] for j in free])
@@ -148,13 +148,16 @@ def solve(fit: Fit, fixed: dict[int, mp.mpf], rounds: int, start: list[mp.mpf] |
             coef = [fixed[j] if j in fixed else x[free.index(j)] for j in range(width)]
         else:
             coef = [fixed[j] for j in range(width)]
-        errors = [abs(evaluate(fit, coef, x) - f) * (fit.weight(x) if fit.weight else 1 / abs(f)) for x, f in zip(xs, fs)]
+        errors = [
+            abs(evaluate(fit, coef, x) - f) * (fit.weight(x) if fit.weight else 1 / abs(f))
+            for x, f in zip(xs, fs, strict=True)
+        ]
         worst = max(errors)
         if best is None or worst < best[0]:
             best = worst, coef
         denominator = [bottom(fit, coef, x) for x in xs]
-        total = sum(w * e for w, e in zip(lawson, errors))
-        lawson = [w * e / total * len(xs) + mp.mpf(10) ** -12 for w, e in zip(lawson, errors)]
+        total = sum(w * e for w, e in zip(lawson, errors, strict=True))
+        lawson = [w * e / total * len(xs) + mp.mpf(10) ** -12 for w, e in zip(lawson, errors, strict=True)]
         if not free:
             break
     assert best is not None

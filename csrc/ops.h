@@ -47,19 +47,7 @@ using DoubleGradients = std::tuple<Tensor, Tensor, Tensor>;  // of grad, saved, 
 DoubleGradients bias_act_double_backward(const Tensor& u, const Tensor& grad, const Tensor& saved,
                                          const OptTensor& bias, const Call&, bool grad_bias);
 
-// ---- checks ---------------------------------------------------------------------------------------------------------
-
-// What a call that has passed the checks means.
-struct Plan {
-  const Activation& activation;
-  int64_t dim;     // in [0, max(input.dim(), 1))
-  Saved save;      // never "auto"
-  Extent weight;   // how the elements of `weight` lie along the input
-  bool channels;   // bias or weight run along `dim`
-};
-
-// Raises with every reason at once: ValueError, or TypeError if one of them is a dtype. Works on symbolic shapes.
-Plan check(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call&);
+// ---- facts -----------------------------------------------------------------------------------------------------------
 
 // The strides that at::empty_like(x) has: x's own if it is dense, else dense ones in the same order.
 c10::SymDimVector dense_strides(const Tensor& x);
@@ -109,7 +97,8 @@ struct Flat<kernel> {
   }
 };
 
-template <Gradients (*kernel)(const Tensor&, const Tensor&, const OptTensor&, const OptTensor&, const Call&, bool, bool)>
+template <Gradients (*kernel)(const Tensor&, const Tensor&, const OptTensor&, const OptTensor&, const Call&, bool,
+                              bool)>
 struct Flat<kernel> {
   static Gradients call(const Tensor& grad, const Tensor& saved, const OptTensor& bias, const OptTensor& weight,
                         std::string_view activation, at::ArrayRef<double> params, int64_t dim, double gain,

@@ -16,7 +16,7 @@ using at::functorch::makeBatched;
 
 using at::functorch::maybeGetBatchedImpl;
 
-// The vmap that is being resolved: the innermost of those whose tensors came in. While it lives, operators run below it.
+// The vmap that is being resolved: the innermost of those whose tensors came in. While this lives, operators run below it.
 struct Level {
   c10::impl::ExcludeDispatchKeyGuard below{c10::DispatchKey::FuncTorchBatched};
   int64_t id = -1;
@@ -85,8 +85,8 @@ Tensor fold_vector(const Physical& vector, const c10::SymInt& channels, const Le
   Tensor rows = with_batch(vector, level);
   rows = rows.dim() == 1 ? rows.unsqueeze(1) : rows;
   if (rows.sym_size(1) != 1 && rows.sym_size(1) != channels)
-    TORCH_CHECK_VALUE(false, "fusedact: bias or weight has ", rows.sym_size(1), " elements under vmap, but x has ", channels,
-                      " channels");
+    TORCH_CHECK_VALUE(false, "fusedact: bias or weight has ", rows.sym_size(1), " elements under vmap, but x has ",
+                      channels, " channels");
   return rows.expand_symint({level.batch, channels}).reshape_symint({level.batch * channels});
 }
 
@@ -119,8 +119,7 @@ Below below(const Physical& x, const Physical& bias, const Physical& weight, con
   OptTensor folded_bias, folded_weight;
   if (bias.tensor.defined()) folded_bias = fold_vector(bias, channels, level);
   if (weight.tensor.defined())
-    folded_weight =
-        is_noise(weight, x) ? layout.fold(with_batch(weight, level)) : fold_vector(weight, channels, level);
+    folded_weight = is_noise(weight, x) ? layout.fold(with_batch(weight, level)) : fold_vector(weight, channels, level);
   return {layout.fold(batched), folded_bias, folded_weight, inner};
 }
 
@@ -148,7 +147,8 @@ Tensor bias_act_batched(const Tensor& input, const OptTensor& bias, const OptTen
 void bias_act_inplace_batched(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {
   Level level{&input, if_any(bias), if_any(weight)};
   Physical x = physical(input, level), b = physical(bias, level), w = physical(weight, level);
-  TORCH_CHECK(x.batched, "fusedact.bias_act with inplace=True under vmap: bias or weight is batched, but the input is not ",
+  TORCH_CHECK(x.batched,
+              "fusedact.bias_act with inplace=True under vmap: bias or weight is batched, but the input is not ",
               "and cannot hold a result for each sample; use inplace=False");
   x.tensor.copy_(forward(x, b, w, call, level));
 }
@@ -213,16 +213,16 @@ Tensor unfold_sum(const Tensor& sum, const Physical& vector, const Level& level)
 Gradients bias_act_backward_batched(const Tensor& grad, const Tensor& saved, const OptTensor& bias,
                                     const OptTensor& weight, const Call& call, bool grad_bias, bool grad_weight) {
   Level level{&grad, &saved, if_any(bias), if_any(weight)};
-  Physical g = physical(grad, level), s = physical(saved, level), b = physical(bias, level), w = physical(weight, level);
+  Physical g = physical(grad, level), s = physical(saved, level), b = physical(bias, level),
+           w = physical(weight, level);
   if (call.save == "mask") return backward_of_masks(g, s, b, w, call, grad_bias, grad_weight, level);
 
   Layout layout(g, call.dim);
   bool fold = grad_bias || grad_weight || must_fold(g, b, w);
   Below inner = below(g, b, w, call, layout, level, fold);
   Tensor batched = with_batch(s, level);
-  auto [x_grad, b_grad, w_grad] =
-      bias_act_backward(inner.x, fold ? layout.fold(batched) : layout.enter(batched), inner.bias, inner.weight,
-                        inner.call, grad_bias, grad_weight);
+  auto [x_grad, b_grad, w_grad] = bias_act_backward(inner.x, fold ? layout.fold(batched) : layout.enter(batched),
+                                                    inner.bias, inner.weight, inner.call, grad_bias, grad_weight);
   Tensor input_grad = fold ? layout.unfold(x_grad, level) : layout.leave(x_grad);
   return {makeBatched(input_grad, 0, level.id),
           grad_bias ? makeBatched(unfold_sum(b_grad, b, level), 0, level.id) : b_grad,

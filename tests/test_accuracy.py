@@ -59,7 +59,7 @@ def judge(name: str, x: Tensor, got: Tensor, true: Tensor, excess: Tensor) -> No
     if not excess[worst] <= 1:
         pytest.fail(
             f"{name}({x[worst].item()!r}) = {got[worst].item()!r}, true {true[worst].item()!r}: "
-            f"{excess[worst].item():.3g} times the bound; {int((excess > 1).sum())} of {len(x)} points are beyond it",
+            f"{excess[worst].item():.3g} times the bound; {int((~(excess <= 1)).sum())} of {len(x)} are beyond it",
             pytrace=False,
         )
 

@@ -185,7 +185,7 @@ struct Sums {
 
 // ---- elementwise: any cut will do -----------------------------------------------------------------------------------
 
-// Calls run(met, sums, begin, count) for every run of elements.
+// Calls run(met, sums, begin, count, 1) for every run of elements.
 template <class C, class Run>
 void for_elements(const Rows& rows, const Operands<C>& operands, const Parallel& p, int64_t grain, Run run) {
   constexpr int64_t block = 512;  // keeps the cuts on whole packs and whole bytes of a mask
@@ -197,7 +197,7 @@ void for_elements(const Rows& rows, const Operands<C>& operands, const Parallel&
       const int64_t row = at / rows.length, column = at - row * rows.length;
       const int64_t count = std::min(rows.length - column, end - at);
       operands.meet(met, row, column, at);
-      run(met, Sums<C>{}, at, count);
+      run(met, Sums<C>{}, at, count, int64_t{1});
       at += count;
     }
   });
@@ -205,7 +205,8 @@ void for_elements(const Rows& rows, const Operands<C>& operands, const Parallel&
 
 // ---- with sums: tiles fixed by the shape ----------------------------------------------------------------------------
 
-// Rows run in chunks, and within them in blocks of block_rows whose sums are kept in the compute type; then in float64.
+// Calls run(met, sums, begin, count, rows): up to `together` rows at once. Rows run in chunks, and within them in blocks of
+// block_rows whose sums are kept in the compute type; then in float64.
 constexpr int64_t block_rows = 64, strip = 2048, most_chunks = 32;
 
 struct Wanted {
@@ -234,7 +235,7 @@ void fold(const Wanted& wanted, const Shape& s, const Rows& rows, int64_t chunks
 
 template <class C, class Run>
 void for_tiles(const Shape& s, const Rows& rows, const Operands<C>& operands, const Parallel& p, int64_t grain,
-               const Wanted (&wanted)[2], Run run) {
+               const Wanted (&wanted)[2], int64_t together, Run run) {
   using Met = typename Operands<C>::Met;
   const bool ask[2] = {wanted[0].sum.data != nullptr, wanted[1].sum.data != nullptr};
   std::vector<double> partial[2];  // [chunks, length], or one per piece
@@ -261,11 +262,15 @@ void for_tiles(const Shape& s, const Rows& rows, const Operands<C>& operands, co
         const int64_t end = std::min((chunk + 1) * chunk_rows, rows.count);
         for (int64_t start = chunk * chunk_rows; start < end; start += block_rows) {
           const Sums<C> into = cleared(sums, width);
-          for (int64_t row = start; row < std::min(start + block_rows, end); ++row) {
+          const int64_t stop = std::min(start + block_rows, end);
+          for (int64_t row = start, taken; row < stop; row += taken) {
             const int64_t at = row * rows.length + column, count = std::min(width, rows.numel - at);
             if (count <= 0) break;
+            // The last row may be short: it goes alone.
+            taken = std::min(together, stop - row);
+            if (at + (taken - 1) * rows.length + count > rows.numel) taken = 1;
             operands.meet(met, row, column, at);
-            run(met, into, at, count);
+            run(met, into, at, count, taken);
           }
           for (int i = 0; i < 2; ++i)
             for (int64_t j = 0; ask[i] && j < width; ++j) partial[i][chunk * rows.length + column + j] += sums[i][j];
@@ -293,7 +298,7 @@ void for_tiles(const Shape& s, const Rows& rows, const Operands<C>& operands, co
       for (int64_t column = start; column < end; column += columns) {
         const int64_t at = row * rows.length + column;
         operands.meet(met, row, column, at);
-        run(met, into, at, std::min(columns, end - column));
+        run(met, into, at, std::min(columns, end - column), int64_t{1});
       }
       for (int i = 0; i < 2; ++i)
         for (int64_t j = 0; ask[i] && j < columns; ++j) partial[i][unit] += sums[i][j];
@@ -350,6 +355,8 @@ class Blocks {
     }
   }
 
+  bool converts() const { return widen_ != nullptr; }
+
  private:
   DType dtype_;
   Convert widen_, narrow_;
@@ -366,7 +373,7 @@ void run_forward(const Activation& a, const ForwardArgs& args) {
   const bool stream = args.x != args.y && beyond_cache(rows.numel * size_of(args.dtype));
   const Blocks<C, 1, 1> blocks(args.dtype);
   const auto kernel = kernels().forward[a.index][sizeof(C) == 8];
-  for_elements(rows, operands, args.parallel, grain_of(a), [&](const auto& met, auto, int64_t at, int64_t count) {
+  for_elements(rows, operands, args.parallel, grain_of(a), [&](const auto& met, auto, int64_t at, int64_t count, int64_t) {
     blocks.over({args.x}, {args.y}, at, count, stream, [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
       kernel({n, in[0], advanced(met.bias, done, sizeof(C)), advanced(met.weight, done, sizeof(C)), &args.scalars,
               out[0], args.mask, at + done, past});
@@ -385,10 +392,10 @@ void run_backward(const Activation& a, const BackwardArgs& args) {
   const Blocks<C, 2, 1> blocks(args.dtype);
   const auto kernel = kernels().backward[static_cast<int>(args.saved_kind)][a.index][sizeof(C) == 8];
   const auto* mask = from_mask ? static_cast<const uint8_t*>(args.saved) : nullptr;
-  auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count) {
+  auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count, int64_t together) {
     blocks.over({args.grad, from_mask ? nullptr : args.saved}, {args.grad_x}, at, count, stream,
                 [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
-                  kernel({n, in[0], in[1], mask, at + done, advanced(met.bias, done, sizeof(C)),
+                  kernel({n, together, rows.length, in[0], in[1], mask, at + done, advanced(met.bias, done, sizeof(C)),
                           advanced(met.weight, done, sizeof(C)), &args.scalars, out[0],
                           sums.bias ? sums.bias + done : nullptr, sums.weight ? sums.weight + done : nullptr, past});
                 });
@@ -396,7 +403,10 @@ void run_backward(const Activation& a, const BackwardArgs& args) {
   if (!args.grad_bias.data && !args.grad_weight.data)
     return for_elements(rows, operands, args.parallel, grain_of(a), run);
   const Wanted wanted[2] = {{args.grad_bias, false}, {args.grad_weight, args.weight.extent != Extent::channel}};
-  for_tiles(args.shape, rows, operands, args.parallel, grain_of(a), wanted, run);
+  // Where elements are neither converted nor met one by one, two rows share each load and store of a sum. (Four rows a
+  // power of two apart would fight for the first-level cache: 1.06 ns per element instead of 0.57, relu.)
+  const bool alone = blocks.converts() || args.weight.extent == Extent::full;
+  for_tiles(args.shape, rows, operands, args.parallel, grain_of(a), wanted, alone ? 1 : 2, run);
 }
 
 void run_double_backward(const Activation& a, const DoubleBackwardArgs& args) {
@@ -406,7 +416,7 @@ void run_double_backward(const Activation& a, const DoubleBackwardArgs& args) {
   const bool stream = beyond_cache(rows.numel * size_of(args.dtype));
   const Blocks<C, 3, 2> blocks(args.dtype);
   const auto kernel = kernels().double_backward[static_cast<int>(args.saved_kind)][a.index][1];
-  auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count) {
+  auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count, int64_t) {
     blocks.over({args.u, args.grad, args.saved}, {args.grad_grad, args.grad_x}, at, count, stream,
                 [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
                   kernel({n, in[0], in[1], in[2], advanced(met.bias, done, sizeof(C)), &args.scalars, out[0], out[1],
@@ -415,7 +425,7 @@ void run_double_backward(const Activation& a, const DoubleBackwardArgs& args) {
   };
   if (!args.grad_bias.data) return for_elements(rows, operands, args.parallel, grain_of(a), run);
   const Wanted wanted[2] = {{args.grad_bias, false}, {}};
-  for_tiles(args.shape, rows, operands, args.parallel, grain_of(a), wanted, run);
+  for_tiles(args.shape, rows, operands, args.parallel, grain_of(a), wanted, 1, run);
 }
 
 void zero(const Sum& sum, int64_t count) {

@@ -197,28 +197,33 @@ void backward_run(const BackwardRun& run) {
   T* bias_sum = static_cast<T*>(run.bias_sum);
   T* weight_sum = static_cast<T*>(run.weight_sum);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
-    V g = read<T>(grad + i, width), r;
     FunctorFor<F> f = functor(shared, *run.scalars, run.weight, i, width);
-    if (epilogue.active) g = g * epilogue.gain;
-    if constexpr (kind == Saved::input) {
-      V v = read<T>(saved + i, width) + along<T>(run.bias, i, width);
-      if (epilogue.clamped) {
-        V y;
-        forward_of(f, v, y);
-        g = select(epilogue.passes(y), g, V(0));
+    V sum(0), w_sum(0);
+    for (int64_t row = 0, at = i; row < run.rows; ++row, at += run.pitch) {
+      V g = read<T>(grad + at, width), r;
+      if (epilogue.active) g = g * epilogue.gain;
+      if constexpr (kind == Saved::input) {
+        V v = read<T>(saved + at, width) + along<T>(run.bias, i, width);
+        if (epilogue.clamped) {
+          V y;
+          forward_of(f, v, y);
+          g = select(epilogue.passes(y), g, V(0));
+        }
+        r = gradient(f, g, v);
+        if constexpr (requires { f.weight_derivative(v); }) {
+          if (weight_sum) w_sum = w_sum + g * f.weight_derivative(v);
+        }
+      } else if constexpr (kind == Saved::output) {
+        r = gradient_from_output(f, g, read<T>(saved + at, width));
+      } else {
+        auto outer = mask_from_bits<T>(get_bits(run.mask, run.mask_at + at, width_of(width)));
+        r = select(outer, f.outer_gradient(g), f.inner_gradient(g));
       }
-      r = gradient(f, g, v);
-      if constexpr (requires { f.weight_derivative(v); }) {
-        if (weight_sum) add_to(weight_sum + i, g * f.weight_derivative(v), width);
-      }
-    } else if constexpr (kind == Saved::output) {
-      r = gradient_from_output(f, g, read<T>(saved + i, width));
-    } else {
-      auto outer = mask_from_bits<T>(get_bits(run.mask, run.mask_at + i, width_of(width)));
-      r = select(outer, f.outer_gradient(g), f.inner_gradient(g));
+      sum = sum + r;
+      write(grad_x + at, r, width, run.stream);
     }
-    if (bias_sum) add_to(bias_sum + i, r, width);
-    write(grad_x + i, r, width, run.stream);
+    if (bias_sum) add_to(bias_sum + i, sum, width);
+    if (weight_sum) add_to(weight_sum + i, w_sum, width);
   });
   if (run.stream) stream_fence();
 }

@@ -194,6 +194,10 @@ FUSEDACT_OPERATOR(==)
 FUSEDACT_OPERATOR(!=)
 #undef FUSEDACT_OPERATOR
 template <class T>
+FUSEDACT_INLINE Pack<T> operator-(Pack<T> a) {
+  return each([](auto x) FUSEDACT_LAMBDA { return -x; }, a.v);
+}
+template <class T>
 FUSEDACT_INLINE Mask<T> operator&(Mask<T> a, Mask<T> b) {
   return {each([](auto x, auto y) FUSEDACT_LAMBDA { return x & y; }, a.v, b.v)};
 }

@@ -26,8 +26,9 @@ struct ForwardRun {
   bool stream;      // the results are larger than the caches: store past them
 };
 
+// `rows` runs of `count` elements, `pitch` apart, that meet the same bias and add to the same sums.
 struct BackwardRun {
-  int64_t count;
+  int64_t count, rows, pitch;
   const void* grad;
   const void* saved;    // x or y
   const uint8_t* mask;  // or, with Saved::mask, this

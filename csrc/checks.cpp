@@ -1,0 +1,242 @@
+// Why a call is refused: what the operators ask of their arguments, in the words that a user reads.
+//
+// Got, expected, how to fix; all reasons at once. Works on symbolic shapes. Knows neither memory nor kernels.
+#include "checks.h"
+
+#include <algorithm>
+#include <limits>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace fusedact {
+namespace {
+
+// Why a call is refused. All reasons are given at once; one about a dtype makes it a TypeError.
+class Reasons {
+ public:
+  template <class... Words>
+  void add(const Words&... words) {
+    reasons_.push_back(c10::str(words...));
+  }
+  template <class... Words>
+  void add_dtype(const Words&... words) {
+    dtype_ = true;
+    add(words...);
+  }
+  void raise_if_any(std::string_view activation) const {
+    if (reasons_.empty()) [[likely]]
+      return;
+    std::ostringstream message;
+    message << "fusedact (" << activation << "): ";
+    if (reasons_.size() > 1) message << reasons_.size() << " problems:";
+    for (const std::string& reason : reasons_) message << (reasons_.size() > 1 ? "\n  - " : "") << reason;
+    TORCH_CHECK_TYPE(!dtype_, message.str());
+    TORCH_CHECK_VALUE(false, message.str());
+  }
+
+ private:
+  std::vector<std::string> reasons_;
+  bool dtype_ = false;
+};
+
+// How many letters to insert, drop, replace or swap with their neighbour.
+int edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::vector<int>> d(a.size() + 1, std::vector<int>(b.size() + 1));
+  for (size_t i = 0; i <= a.size(); ++i) d[i][0] = static_cast<int>(i);
+  for (size_t j = 0; j <= b.size(); ++j) d[0][j] = static_cast<int>(j);
+  for (size_t i = 1; i <= a.size(); ++i) {
+    for (size_t j = 1; j <= b.size(); ++j) {
+      d[i][j] = std::min({d[i - 1][j - 1] + (a[i - 1] != b[j - 1]), d[i - 1][j] + 1, d[i][j - 1] + 1});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+    }
+  }
+  return d[a.size()][b.size()];
+}
+
+[[noreturn]] void raise_unknown(std::string_view name) {
+  std::vector<std::pair<int, std::string_view>> near;
+  for (const Activation& known : activations()) {
+    int distance = edit_distance(name, known.name);
+    bool contains = name.size() > 2 && known.name.find(name) != std::string_view::npos;
+    if (distance <= std::max<int>(1, static_cast<int>(name.size()) / 3) || contains)
+      near.emplace_back(distance, known.name);
+  }
+  std::sort(near.begin(), near.end());
+  std::ostringstream message;
+  message << "fusedact: there is no activation '" << name << "'";
+  for (size_t i = 0; i < std::min<size_t>(near.size(), 3); ++i)
+    message << (i == 0 ? "; did you mean " : " or ") << "'" << near[i].second << "'";
+  message << (near.empty() ? "; " : "? ") << "fusedact.activations() lists all " << activations().size();
+  TORCH_CHECK_VALUE(false, message.str());
+}
+
+std::string name_of(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
+
+bool supported(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
+}
+
+// "x has 128 channels in dim 1 (shape [8, 128, 32])"
+std::string channels_of(const Tensor& x, int64_t dim) {
+  if (x.dim() == 0) return "x is a scalar, which has 1 channel";
+  return c10::str("x has ", x.sym_size(dim), " channels in dim ", dim, " (shape ", x.sym_sizes(), ")");
+}
+
+// A vector parameter: in x's dtype, or in float32 beside 16-bit x; on x's device.
+void check_vector(Reasons& reasons, const char* name, const Tensor& vector, const Tensor& x) {
+  bool native = vector.scalar_type() == x.scalar_type() ||
+                (vector.scalar_type() == at::kFloat && compute_dtype(x.scalar_type()) == at::kFloat);
+  if (!native)
+    reasons.add_dtype(name, " is ", name_of(vector.scalar_type()), ", but x is ", name_of(x.scalar_type()),
+                      ": it must be ", name_of(x.scalar_type()), x.element_size() == 2 ? " or float32" : "");
+  if (vector.device() != x.device())
+    reasons.add(name, " is on ", vector.device(), ", but x is on ", x.device(), ": move one with .to()");
+}
+
+void check_bias(Reasons& reasons, const Tensor& bias, const Tensor& x, int64_t dim) {
+  check_vector(reasons, "bias", bias, x);
+  if (bias.dim() != 1)
+    reasons.add("bias has shape ", bias.sym_sizes(), ", but it must have one dim, as long as x's dim ", dim);
+  else if (bias.sym_size(0) != (x.dim() == 0 ? c10::SymInt(1) : x.sym_size(dim)))
+    reasons.add("bias has ", bias.sym_size(0), " elements, but ", channels_of(x, dim));
+}
+
+// One element for all, one per channel, or one per element of x (a noise, given in the compute dtype).
+Extent check_weight(Reasons& reasons, const Tensor& weight, const Tensor& x, int64_t dim) {
+  if (weight.sym_numel() == 1 && weight.dim() <= 1) {
+    check_vector(reasons, "weight", weight, x);
+    return Extent::one;
+  }
+  if (weight.dim() == 1 && x.dim() > 0 && weight.sym_size(0) == x.sym_size(dim)) {
+    check_vector(reasons, "weight", weight, x);
+    return Extent::channel;
+  }
+  if (weight.sym_sizes() != x.sym_sizes()) {
+    reasons.add("weight has shape ", weight.sym_sizes(),
+                ", but it must have 1 element, one for each channel, or x's shape; ", channels_of(x, dim));
+    return Extent::full;
+  }
+  if (weight.scalar_type() != compute_dtype(x.scalar_type()))
+    reasons.add_dtype("weight is ", name_of(weight.scalar_type()), " and has one element for each of x, which is ",
+                      name_of(x.scalar_type()), ": it must be ", name_of(compute_dtype(x.scalar_type())));
+  if (weight.device() != x.device())
+    reasons.add("weight is on ", weight.device(), ", but x is on ", x.device(), ": move one with .to()");
+  return Extent::full;
+}
+
+// What backward will read. "auto" takes the output where that is possible: the next layer keeps it alive anyway.
+Saved check_save(Reasons& reasons, const Activation& activation, bool weight, const Call& call) {
+  bool scaled = call.gain != 1.0 || call.clamped();
+  bool enough = call.params.size() == static_cast<size_t>(activation.params);
+  bool output = activation.output && !weight && !scaled && enough && activation.invertible(call.params.data());
+  if (call.save == "auto") return output ? Saved::output : Saved::input;
+  if (call.save == "input") return Saved::input;
+  if (call.save == "output") {
+    if (!activation.output)
+      reasons.add("save='output': the derivative does not follow from the output; use save='input'");
+    else if (weight)
+      reasons.add("save='output': not with a tensor parameter, whose gradient needs the input; use save='input'");
+    else if (scaled)
+      reasons.add("save='output': not with gain or clamp (gain ", call.gain, "); use save='input'");
+    else if (!output && enough)
+      reasons.add("save='output': not invertible with the parameters ", call.params, "; use save='input'");
+    return Saved::output;
+  }
+  if (call.save == "mask") {
+    if (!activation.masked)
+      reasons.add("save='mask': not piecewise linear with two slopes; use save='input' or 'auto'");
+    else if (call.clamped())
+      reasons.add("save='mask': not with clamp, which adds a third slope; use save='input'");
+    return Saved::mask;
+  }
+  reasons.add("save is '", call.save, "', but it must be 'auto', 'input', 'output' or 'mask'");
+  return Saved::input;
+}
+
+}  // namespace
+
+Plan check(const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  const Activation* activation = find_activation(call.activation);
+  if (activation == nullptr) [[unlikely]]
+    raise_unknown(call.activation);
+
+  Reasons reasons;
+  if (!supported(x.scalar_type()))
+    reasons.add_dtype("x is ", name_of(x.scalar_type()), ", but it must be float32, float64, bfloat16 or float16");
+  if (call.params.size() != static_cast<size_t>(activation->params))
+    reasons.add("got ", call.params.size(), " parameters, but it has ", activation->params);
+  double low = call.clamp_min.value_or(-std::numeric_limits<double>::infinity());
+  double high = call.clamp_max.value_or(std::numeric_limits<double>::infinity());
+  if (!(low <= high)) reasons.add("clamp is [", low, ", ", high, "], but its minimum must not exceed its maximum");
+
+  int64_t rank = std::max<int64_t>(x.dim(), 1);
+  int64_t dim = call.dim < 0 ? call.dim + rank : call.dim;
+  Extent extent = Extent::none;
+  if (dim < 0 || dim >= rank) {
+    reasons.add("dim is ", call.dim, ", but x has ", x.dim(), " dims (shape ", x.sym_sizes(), "): it must be in [",
+                -rank, ", ", rank - 1, "]");
+  } else {
+    if (bias) check_bias(reasons, *bias, x, dim);
+    if (weight && !activation->weight) reasons.add("got a weight, but none of its parameters may be a tensor");
+    if (weight && activation->weight) extent = check_weight(reasons, *weight, x, dim);
+  }
+  Saved save = check_save(reasons, *activation, weight.has_value(), call);
+  reasons.raise_if_any(call.activation);
+  return {*activation, dim, save, extent, bias.has_value() || extent == Extent::channel};
+}
+
+void check_out(const Tensor& input, const Call& call, const Tensor& out) {
+  Reasons reasons;
+  if (out.scalar_type() != input.scalar_type())
+    reasons.add_dtype("out is ", name_of(out.scalar_type()), ", but the result is ", name_of(input.scalar_type()));
+  if (out.device() != input.device()) reasons.add("out is on ", out.device(), ", but x is on ", input.device());
+  reasons.raise_if_any(call.activation);
+}
+
+c10::SymInt mask_bytes(const c10::SymInt& numel) { return (numel + 7) / 8; }
+
+Plan check_backward(const Tensor& grad, const Tensor& saved, const OptTensor& bias, const OptTensor& weight,
+                    const Call& call, bool grad_bias, bool grad_weight) {
+  Plan plan = check(grad, bias, weight, call);
+  Reasons reasons;
+  if (call.save == "auto") reasons.add("save is 'auto', but backward must be told what it gets");
+  if (plan.save == Saved::mask) {
+    if (saved.scalar_type() != at::kByte || saved.dim() != 1 || saved.sym_numel() != mask_bytes(grad.sym_numel()))
+      reasons.add("the mask is ", name_of(saved.scalar_type()), " of shape ", saved.sym_sizes(),
+                  ", but it must be uint8 of shape [", mask_bytes(grad.sym_numel()), "] for ", grad.sym_numel(),
+                  " elements");
+  } else {
+    if (saved.scalar_type() != grad.scalar_type())
+      reasons.add_dtype("grad is ", name_of(grad.scalar_type()), ", but the saved tensor is ",
+                        name_of(saved.scalar_type()));
+    if (saved.sym_sizes() != grad.sym_sizes())
+      reasons.add("grad has shape ", grad.sym_sizes(), ", but the saved tensor has ", saved.sym_sizes());
+  }
+  if (saved.device() != grad.device())
+    reasons.add("grad is on ", grad.device(), ", but the saved tensor is on ", saved.device());
+  if (grad_bias && !bias) reasons.add("a gradient for the bias is asked for, but there is no bias");
+  if (grad_weight && !weight) reasons.add("a gradient for the weight is asked for, but there is no weight");
+  if (grad_weight && plan.weight == Extent::full)
+    reasons.add("weight has one element for each of x (a noise): it has no gradient");
+  if (grad_weight && plan.save != Saved::input)
+    reasons.add("save='", call.save, "': the gradient of the weight needs the input; use save='input'");
+  reasons.raise_if_any(call.activation);
+  return plan;
+}
+
+Plan check_double_backward(const Tensor& u, const Tensor& grad, const Tensor& saved, const OptTensor& bias,
+                           const Call& call, bool grad_bias) {
+  Plan plan = check_backward(grad, saved, bias, {}, call, grad_bias, false);
+  Reasons reasons;
+  if (plan.save == Saved::mask) reasons.add("save='mask': a piecewise linear function has no second derivative");
+  if (u.scalar_type() != grad.scalar_type())
+    reasons.add_dtype("u is ", name_of(u.scalar_type()), ", but grad is ", name_of(grad.scalar_type()));
+  if (u.sym_sizes() != grad.sym_sizes())
+    reasons.add("u has shape ", u.sym_sizes(), ", but grad has ", grad.sym_sizes());
+  reasons.raise_if_any(call.activation);
+  return plan;
+}
+
+}  // namespace fusedact
