@@ -36,7 +36,7 @@ struct Invertible : Plain<Params> {
 // Two slopes and no bend. The gradient chooses, it does not multiply by 0, so that an infinite g vanishes where f is flat.
 template <class Self, class V, int Params = 0>
 struct PiecewiseLinear : Plain<Params> {
-  FUSEDACT_FN V outer_gradient(V g) const { return g; }     // where is_outer(x)
+  FUSEDACT_FN V outer_gradient(V g) const { return g; }   // where is_outer(x)
   FUSEDACT_FN V inner_gradient(V) const { return V(0); }  // elsewhere
   FUSEDACT_FN V gradient(V g, V x) const {
     const Self& self = static_cast<const Self&>(*this);
@@ -209,9 +209,7 @@ struct hard_mish : Plain<> {
   static constexpr std::string_view name = "hard_mish";
   explicit hard_mish(const double*) {}
   FUSEDACT_FN V forward(V x) const { return x * (V(0.5) * at_most(at_least(x + V(2), V(0)), V(2))); }
-  FUSEDACT_FN V derivative(V x) const {
-    return select(x > V(0), V(1), select(x < V(-2), V(0), x + V(1)));
-  }
+  FUSEDACT_FN V derivative(V x) const { return select(x > V(0), V(1), select(x < V(-2), V(0), x + V(1))); }
   FUSEDACT_FN V second(V x) const { return select((x > V(-2)) & (x < V(0)), V(1), V(0)); }
 };
 
@@ -346,9 +344,9 @@ struct softplus_ : Plain<2> {
 
 // f = x sigma(t(x)): the second derivative in t' and t''.
 template <class V>
-FUSEDACT_FN V times_sigmoid_second(V x, V t, V t1, V t2) {
-  V s = sigmoid(t), r = sigmoid(-t);
-  return times_sigmoid_slope(V(2) * t1 + x * ((r - s) * t1 * t1 + t2), t);
+FUSEDACT_FN V times_sigmoid_second(V x, Two<V> t, V t1, V t2) {
+  V s = sigmoid(t.hi), r = sigmoid(-t.hi);
+  return times_sigmoid_slope(V(2) * t1 + x * ((r - s) * t1 * t1 + t2), t.hi, t.lo);
 }
 
 template <class V>
@@ -357,7 +355,7 @@ struct silu : Plain<> {
   explicit silu(const double*) {}
   FUSEDACT_FN V forward(V x) const { return times_sigmoid(x); }
   FUSEDACT_FN V derivative(V x) const { return times_sigmoid_derivative(x); }
-  FUSEDACT_FN V second(V x) const { return times_sigmoid_second(x, x, V(1), V(0)); }
+  FUSEDACT_FN V second(V x) const { return times_sigmoid_second(x, Two<V>{x, V(0)}, V(1), V(0)); }
 };
 
 // x sigma(beta x), beta a scalar or a tensor that learns.
@@ -372,7 +370,7 @@ struct swish : Plain<1> {
     Two<V> t = two_scaled(beta, x);
     return times_sigmoid_derivative(x, t, t);
   }
-  FUSEDACT_FN V second(V x) const { return times_sigmoid_second(x, beta.hi * x, beta.hi, V(0)); }
+  FUSEDACT_FN V second(V x) const { return times_sigmoid_second(x, two_scaled(beta, x), beta.hi, V(0)); }
   FUSEDACT_FN V weight_derivative(V x) const {
     V t = beta.hi * x;
     return x * sigmoid(t) * (x * sigmoid(-t));
@@ -403,9 +401,11 @@ struct mish : Plain<> {
     V n = fma(select(negative, V(1), V(2)), z, select(negative, V(2), V(1)));
     V k = select(negative, n, z + z), base = select(negative, V(2), n);
     V d = fma(k, z, base), xp = x * power;  // exact, so that x z is rounded once
-    V y = product_over(select(negative, fma(xp, e, xp), x), n, d, fma(k, z, base - d));
+    V p = select(negative, fma(xp, e, xp), x), w = select(negative, V(1) + z, z + z) * z / d;  // w = 1 - n / d
+    V y = select(z < V(0.3), fma_exact(-p, w, p), product_over(p, n, d, fma_exact(k, z, base - d)));
     auto beyond = abs(x) > V(K::plain);
-    if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_tail(x, x, V(0)), y);
+    if (any(beyond)) [[unlikely]]
+      y = select(beyond, times_sigmoid_tail(x, x, V(0)), y);
     return y;
   }
   // left:  (4 (1 + x) + z (6 + 4x) + 4 z^2 + z^3) z / d^2, where the sum cancels at the root near -1.19
@@ -423,7 +423,8 @@ struct mish : Plain<> {
     V right = fma(z, fma(z, fma(one_x, z, six), V(4)), V(1));
     V y = product_over(select(negative, left, right), select(negative, z, V(1)), d, d_lo);
     auto beyond = abs(x) > V(K::plain);
-    if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), x), y);
+    if (any(beyond)) [[unlikely]]
+      y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), x), y);
     return y;
   }
   // With s = sigma(x), r = sigma(-x): tanh(softplus x) = s (1 + r) / (1 + r^2), and 1 minus its square 4 r^2 / (1 + r^2)^2.
@@ -453,7 +454,8 @@ struct gelu : Plain<> {
 template <class V>
 struct gelu_tanh : Plain<> {
   static constexpr std::string_view name = "gelu_tanh";
-  static constexpr double c1 = 1.5957691216057308, c3 = 0.071354816272600249;  // sqrt(8 / pi), 0.044715 c1; their rests below
+  static constexpr double c1 = 1.5957691216057308,
+                          c3 = 0.071354816272600249;  // sqrt(8 / pi), 0.044715 c1; their rests below
   explicit gelu_tanh(const double*) {}
 
   // x (a + b x^2) to twice the precision, for a constant b and a; x is bounded where the result only saturates.
@@ -471,12 +473,14 @@ struct gelu_tanh : Plain<> {
   }
   FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, argument(x)); }
   FUSEDACT_FN V derivative(V x) const {
-    Two<V> w = odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17), two_constant<V>(0.21406444881780073, 1.5122146425849085e-18));
+    Two<V> w = odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17),
+                         two_constant<V>(0.21406444881780073, 1.5122146425849085e-18));
     return times_sigmoid_derivative(x, argument(x), w);
   }
   FUSEDACT_FN V second(V x) const {
     V square = x * x;
-    return times_sigmoid_second(x, x * (V(c1) + V(c3) * square), V(c1) + V(3 * c3) * square, V(6 * c3) * x);
+    V y = times_sigmoid_second(x, argument(x), V(c1) + V(3 * c3) * square, V(6 * c3) * x);
+    return select(square > V(1e6), V(0), y);  // there the slope of sigma is 0, and what it multiplies overflows
   }
 };
 
@@ -504,14 +508,12 @@ struct softcap : Invertible<1> {
     V u = x / cap, t = cap * tanh(u);
     return select(abs(u) < V(1e-9), x, t);  // where u may have lost digits, f(x) is x
   }
-  FUSEDACT_FN V derivative(V x) const {
+  FUSEDACT_FN V times_slope(V w, V x) const {  // w (1 - tanh^2(x / c)), with what rounding x / c lost
     V t = x / cap, lost = fma_exact(-t, cap, x) * inverse;
-    return times_sigmoid_slope(V(4), V(2) * t, V(2) * lost);
+    return times_sigmoid_slope(V(4) * w, V(2) * t, V(2) * lost);
   }
-  FUSEDACT_FN V second(V x) const {
-    V t = x * inverse;
-    return V(-2) * tanh(t) * sech_squared(t) * inverse;
-  }
+  FUSEDACT_FN V derivative(V x) const { return times_slope(V(1), x); }
+  FUSEDACT_FN V second(V x) const { return times_slope(V(-2) * tanh(x * inverse) * inverse, x); }
   FUSEDACT_FN V derivative_from_output(V y) const {
     V t = y * inverse;
     return (V(1) - t) * (V(1) + t);
@@ -621,9 +623,9 @@ struct TypeList {
   static constexpr int size = sizeof...(Activations);
 };
 
-using AllActivations = TypeList<
-    identity, relu, leaky_relu, prelu, rrelu, threshold, fatrelu, hardtanh, relu6, clamp, hardsigmoid, hardshrink,
-    softshrink, hardswish, hard_mish, squared_relu, elu, celu, selu, elup1, sigmoid_, logsigmoid, softplus_, silu, swish,
-    quick_gelu, mish, gelu, gelu_tanh, tanh_, softcap, tanhshrink, situ, softsign, square, signed_sqrt, cos_, sin_>;
+using AllActivations = TypeList<identity, relu, leaky_relu, prelu, rrelu, threshold, fatrelu, hardtanh, relu6, clamp,
+                                hardsigmoid, hardshrink, softshrink, hardswish, hard_mish, squared_relu, elu, celu,
+                                selu, elup1, sigmoid_, logsigmoid, softplus_, silu, swish, quick_gelu, mish, gelu,
+                                gelu_tanh, tanh_, softcap, tanhshrink, situ, softsign, square, signed_sqrt, cos_, sin_>;
 
 }  // namespace fusedact

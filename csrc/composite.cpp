@@ -54,7 +54,9 @@ FUSEDACT_OPERATOR(*)
 FUSEDACT_OPERATOR(/)
 #undef FUSEDACT_OPERATOR
 
-[[maybe_unused]] Composite operator-(const Composite& a) { return a.is_number() ? Composite(-a.number) : Composite(-a.tensor); }
+[[maybe_unused]] Composite operator-(const Composite& a) {
+  return a.is_number() ? Composite(-a.number) : Composite(-a.tensor);
+}
 
 // The activations compare their argument, on the left, with a constant or with itself.
 #define FUSEDACT_COMPARISON(op, method)                                                                 \
@@ -92,6 +94,9 @@ FUSEDACT_FUNCTION(exp_negative, x.tensor.exp())
 #undef FUSEDACT_FUNCTION
 
 Composite fma(const Composite& a, const Composite& b, const Composite& c) { return a * b + c; }
+Composite fma_exact(const Composite& a, const Composite& b, const Composite& c) { return a * b + c; }
+Composite at_least(const Composite& x, const Composite& low) { return select(x < low, low, x); }
+Composite at_most(const Composite& x, const Composite& high) { return select(x > high, high, x); }
 
 // What math.h computes as an unevaluated sum has no second half here.
 Two<Composite> two_scaled(const Two<Composite>& c, const Composite& x) { return {c.hi * x, Composite(0)}; }
@@ -106,6 +111,9 @@ Composite sech_squared(const Composite& x) {
 Composite times_exp(const Two<Composite>& c, const Composite& x, const Composite&) { return c.hi * exp_negative(x); }
 Composite times_sigmoid_slope(const Composite& w, const Composite& t) {
   return w * sigmoid(t) * sigmoid(Composite(0) - t);
+}
+Composite times_sigmoid_slope(const Composite& w, const Composite& t, const Composite&) {
+  return times_sigmoid_slope(w, t);
 }
 Composite normal_pdf(const Composite& x) {
   return exp_negative(x * x * Composite(-0.5)) * Composite(0.3989422804014327);

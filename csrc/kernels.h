@@ -110,12 +110,12 @@ inline constexpr int64_t mask_bytes(int64_t numel) { return (numel + 7) / 8; }
 // What is known of an activation at run time, read off its struct in activations.h.
 struct Activation {
   std::string_view name;
-  int index;          // its place in the type list; the back ends' tables have the same order
-  int params;         // how many scalar parameters
-  bool weight;        // the first parameter may be a tensor, and learns
-  bool masked;        // piecewise linear: Saved::mask is exact
-  bool wide;          // float32 and 16-bit are computed in float64
-  bool output;        // Saved::output is possible for some parameters ...
+  int index;                                 // its place in the type list; the back ends' tables have the same order
+  int params;                                // how many scalar parameters
+  bool weight;                               // the first parameter may be a tensor, and learns
+  bool masked;                               // piecewise linear: Saved::mask is exact
+  bool wide;                                 // float32 and 16-bit are computed in float64
+  bool output;                               // Saved::output is possible for some parameters ...
   bool (*invertible)(const double* params);  // ... namely where this is true
 };
 

@@ -175,17 +175,18 @@ struct table<float> {
   // (e^r - 1 - r) / r^2 on |r| <= ln 2 / 2, so that e^r is right to 3.2e-9
   static constexpr float exp[] = {0.49999994f, 0.166665196f, 0.0416682549f, 0.0083688423f, 0.00138219562f};
   // (log(1 + z) - z) / z^2 on [0, 1], 6.0e-8
-  static constexpr float log1p[] = {-0.49999997f,  0.333328485f, -0.249867007f,  0.198556066f,  -0.158536181f,
-                                    0.115748696f, -0.0669117346f, 0.025318509f, -0.00448969938f};
+  static constexpr float log1p[] = {-0.49999997f, 0.333328485f,   -0.249867007f, 0.198556066f,   -0.158536181f,
+                                    0.115748696f, -0.0669117346f, 0.025318509f,  -0.00448969938f};
   static constexpr float plain = 80.0f;  // while |t| is below, e^-|t| and a product with it are normal numbers
   // Q is the upper tail of the normal distribution. On [0, 4], where nearly all arguments are, polynomials in
   // a - centre for e^(a^2 / 2 + a / 2) Q(a), 8.1e-9, and for e^(a^2 / 2) (Q(a) - a phi(a)) / (root - a), 4.7e-8. The centre is a
   // float at which the function is very nearly one too, so that the first coefficient is exact.
   static constexpr float short_limit = 4.0f, tail_centre = 2.00001788139f, slope_centre = 2.00000786781f;
-  static constexpr float tail_short[] = {0.456949651f,   0.0579350665f,    0.0297823194f,   -0.00105493981f, 0.00113826676f,
-                                         -0.000206437151f, 5.63523754e-5f, -1.29399732e-5f, 2.9730586e-6f,   -5.2936781e-7f,
-                                         1.02284446e-7f, -4.46595116e-8f,  9.65610614e-9f};
-  static constexpr float slope_short[] = {0.504548907f,    -0.0343439318f, 0.010440263f,   -0.00299307588f,
+  static constexpr float tail_short[] = {0.456949651f,   0.0579350665f,    0.0297823194f,  -0.00105493981f,
+                                         0.00113826676f, -0.000206437151f, 5.63523754e-5f, -1.29399732e-5f,
+                                         2.9730586e-6f,  -5.2936781e-7f,   1.02284446e-7f, -4.46595116e-8f,
+                                         9.65610614e-9f};
+  static constexpr float slope_short[] = {0.504548907f,    -0.0343439318f,   0.010440263f,   -0.00299307588f,
                                           0.000813782623f, -0.000211343562f, 5.37389933e-5f, -1.29424434e-5f,
                                           2.44748912e-6f,  -5.35388324e-7f,  2.4171311e-7f,  -5.20068291e-8f};
   // Beyond, in 1 / a^2: a e^(a^2 / 2) Q(a) and e^(a^2 / 2) (Q(a) / a - phi(a)), 2.9e-8.
@@ -216,9 +217,10 @@ struct table<double> {
                                    2.510554366612815e-8,
                                    2.0895670142659048e-9};
   static constexpr bool log1p_by_atanh = true;  // (atanh(s) / s - 1) / s^2 in s^2 on [0, 1/9], 5.6e-17
-  static constexpr double log1p[] = {0.33333333333333331,  0.20000000000002671,  0.14285714285023923,  0.1111111118270441,
-                                     0.090909052916907013, 0.0769242263286537,   0.066646016794800936, 0.059039953136005671,
-                                     0.051467896048737229, 0.048921143959487053, 0.057865035808952608};
+  static constexpr double log1p[] = {0.33333333333333331,  0.20000000000002671,  0.14285714285023923,
+                                     0.1111111118270441,   0.090909052916907013, 0.0769242263286537,
+                                     0.066646016794800936, 0.059039953136005671, 0.051467896048737229,
+                                     0.048921143959487053, 0.057865035808952608};
   // e^(a^2 / 2) Q(a) and e^(a^2 / 2) (Q(a) - a phi(a)) / (root - a) as P / Q on [0, 39], 1.6e-17 and 4.3e-17
   static constexpr double tail_limit = 39.0;
   static constexpr double tail_p[] = {0.5,
@@ -244,9 +246,9 @@ struct table<double> {
                                       0.0002678558310151033,
                                       1.7498043218422348e-5,
                                       5.6239005306798067e-7};
-  static constexpr double slope_p[] = {0.66507799513143429,  1.3301959770057508,    1.2803528667907771,
-                                       0.77118297937756664,  0.32018254140706864,   0.095588698942208922,
-                                       0.020796003956570951, 0.0032638443242661891, 0.00035521227571333203,
+  static constexpr double slope_p[] = {0.66507799513143429,   1.3301959770057508,    1.2803528667907771,
+                                       0.77118297937756664,   0.32018254140706864,   0.095588698942208922,
+                                       0.020796003956570951,  0.0032638443242661891, 0.00035521227571333203,
                                        2.4369376565093448e-5, 8.0851656500054922e-7};
   static constexpr double slope_q[] = {1.0,
                                        2.2656732547316616,
@@ -262,11 +264,12 @@ struct table<double> {
 };
 
 // (x - tanh x) / x^3 in x^2 on [0, 1], 5.6e-17; used in float64 only
-inline constexpr double tanhshrink_series[] = {
-    0.33333333333333331,    -0.1333333333333257,    0.053968253967677085,  -0.021869488518112178, 0.0088632352278976614,
-    -0.0035921249440890083, 0.0014558134067141036,  -0.00058992823945125102, 0.0002387912788478545, -9.6069242936926128e-5,
-    3.7700940405266911e-5,  -1.37191461220204e-5,   4.1575358150700043e-6, -8.3004135874620838e-7, 2.0073251134502345e-8,
-    3.956605654081434e-8,   -7.820367095753676e-9};
+inline constexpr double tanhshrink_series[] = {0.33333333333333331,    -0.1333333333333257,     0.053968253967677085,
+                                               -0.021869488518112178,  0.0088632352278976614,   -0.0035921249440890083,
+                                               0.0014558134067141036,  -0.00058992823945125102, 0.0002387912788478545,
+                                               -9.6069242936926128e-5, 3.7700940405266911e-5,   -1.37191461220204e-5,
+                                               4.1575358150700043e-6,  -8.3004135874620838e-7,  2.0073251134502345e-8,
+                                               3.956605654081434e-8,   -7.820367095753676e-9};
 
 // ---- exponentials ---------------------------------------------------------------------------------------------------
 
@@ -343,7 +346,7 @@ FUSEDACT_FN V expm1_negative(V x) {
 template <class V>
 FUSEDACT_FN V sigmoid_of(V t, V z) {
   V n = select(t < V(0), z, V(1)), q = n / (V(1) + z);
-  return select(z < V(0.3), fma(-z, q, n), q);
+  return select(z < V(0.45), fma_exact(-z, q, n), q);
 }
 template <class V>
 FUSEDACT_FN V sigmoid(V x) {
@@ -395,20 +398,22 @@ FUSEDACT_FN V times_sigmoid_of(V x, V t, Exp<V> parts) {
   V z = rounded(parts), xp = x * parts.power;  // exact, so that x z is rounded once
   V p = select(t < V(0), fma(xp, parts.e, xp), x);
   V q = p / (V(1) + z);
-  return select(z < V(0.3), fma(-z, q, p), q);
+  return select(z < V(0.3), fma_exact(-z, q, p), q);
 }
 template <class V>
 FUSEDACT_FN V times_sigmoid(V x) {
   V y = times_sigmoid_of(x, x, exp_parts(negative_abs(x)));
   auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
-  if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_tail(x, x, V(0)), y);
+  if (any(beyond)) [[unlikely]]
+    y = select(beyond, times_sigmoid_tail(x, x, V(0)), y);
   return y;
 }
 template <class V>
 FUSEDACT_FN V times_sigmoid(V x, Two<V> t) {
   V y = times_sigmoid_of(x, t.hi, exp_parts(negative_abs(t.hi), select(t.hi < V(0), t.lo, -t.lo)));
   auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
-  if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_tail(x, t.hi, t.lo), y);
+  if (any(beyond)) [[unlikely]]
+    y = select(beyond, times_sigmoid_tail(x, t.hi, t.lo), y);
   return y;
 }
 
@@ -420,7 +425,8 @@ FUSEDACT_FN V times_sigmoid_derivative(V x) {
   V one_x = V(1) + x;
   V y = select(x < V(0), (one_x + z) * z, fma(z, one_x, V(1))) / fma(z, z + V(2), V(1));
   auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
-  if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), x), y);
+  if (any(beyond)) [[unlikely]]
+    y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), x), y);
   return y;
 }
 template <class V>
@@ -430,9 +436,11 @@ FUSEDACT_FN V times_sigmoid_derivative(V x, Two<V> t, Two<V> w) {
   V one_w = V(1) + w.hi;
   V lost = (V(1) - (one_w - w.hi)) + w.lo;  // by rounding 1 + w, for |w| near 1, where it counts
   V two_z = z + V(2), square = fma(z, two_z, V(1)), square_lo = fma(z, two_z, V(1) - square);
-  V y = product_over(select(negative, (one_w + z) + lost, fma(z, one_w, V(1))), select(negative, z, V(1)), square, square_lo);
+  V y = product_over(select(negative, (one_w + z) + lost, fma(z, one_w, V(1))), select(negative, z, V(1)), square,
+                     square_lo);
   auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
-  if (any(beyond)) [[unlikely]] y = select(beyond, times_sigmoid_derivative_tail(x, t.hi, t.lo, w.hi), y);
+  if (any(beyond)) [[unlikely]]
+    y = select(beyond, times_sigmoid_derivative_tail(x, t.hi, t.lo, w.hi), y);
   return y;
 }
 
@@ -447,7 +455,7 @@ FUSEDACT_FN V softplus(Two<V> t) {
     V square = s * s;
     log1p = V(2) * fma(s * square, polynomial(square, K::log1p), s);
   } else {
-    log1p = fma(z * z, polynomial(z, K::log1p), z);
+    log1p = fma_exact(z * z, polynomial(z, K::log1p), z);
   }
   return at_least(t.hi, V(0)) + log1p;
 }
@@ -460,7 +468,7 @@ FUSEDACT_FN V tanh(V x) {
   V m = fma(power, e, power - V(1)), z = fma(power, e, power);
   auto close = z > V(0.2);
   V q = select(close, -m, z) / (V(1) + z), h = V(-0.5) * m;
-  return copysign(select(close, fma(h, q, h), fma(V(-2), q, V(1))), x);
+  return copysign(select(close, fma_exact(h, q, h), fma(V(-2), fma(-z, q, z), V(1))), x);
 }
 
 // 1 - tanh^2 t = 4 sigma(2t) sigma(-2t)
@@ -525,7 +533,8 @@ FUSEDACT_FN V times_normal_cdf(V x) {
     V b = negative_abs(x) * power;
     V y = fma_exact(b, ratio, b * (ratio * e)) + at_least(x, V(0));
     auto beyond = a > V(K::short_limit);
-    if (any(beyond)) [[unlikely]] y = select(beyond, times_normal_cdf_tail(x), y);
+    if (any(beyond)) [[unlikely]]
+      y = select(beyond, times_normal_cdf_tail(x), y);
     return y;
   } else {
     return times_normal_cdf_tail(x);
@@ -563,7 +572,8 @@ FUSEDACT_FN V times_normal_cdf_derivative(V x) {
     V left = fma(ratio, e, ratio) * root_minus(a);
     V y = select(x < V(0), left, V(1) - left);
     auto beyond = a > V(K::short_limit);
-    if (any(beyond)) [[unlikely]] y = select(beyond, times_normal_cdf_derivative_tail(x), y);
+    if (any(beyond)) [[unlikely]]
+      y = select(beyond, times_normal_cdf_derivative_tail(x), y);
     return y;
   } else {
     return times_normal_cdf_derivative_tail(x);

@@ -71,7 +71,7 @@ def log1p_rest(z: mp.mpf) -> mp.mpf:
 
 
 def centre(f: Callable[[mp.mpf], mp.mpf]) -> mp.mpf:
-    """The float nearest to 2 at which f is very nearly a float, so that rounding the first coefficient costs nothing."""
+    """The float nearest to 2 at which f is very nearly a float too: rounding the first coefficient costs nothing."""
     step = mp.mpf(2) ** -22
     for i in range(10000):
         c = 2 + (i // 2 if i % 2 else -(i // 2)) * step

@@ -49,6 +49,7 @@ class Bound:
     derivative: float = 4.0
     second: float = 4.0
     near_root: float = 2e-7  # enough for a derivative within 0.1 of one of its roots, if its ulp bound is missed
+    from_output: float = 1.0  # of a derivative taken from the saved output, in eps times the largest |f'|
 
 
 CONTRACT: Mapping[str, Bound] = {
@@ -500,6 +501,7 @@ ROWS: tuple[Activation, ...] = (
             ),
         ),
         reference=lambda v: v * _normal_cdf(v),
+        bounds={"float64": Bound(4.0, 4.0, 16.0, 2e-15)},  # the second derivative of the tanh form
     ),
     Activation(
         name="gelu_tanh",
@@ -508,6 +510,7 @@ ROWS: tuple[Activation, ...] = (
         source="Hendrycks, Gimpel 2016, arXiv:1606.08415",
         module="GELUTanh",
         reference=lambda v: v * _sigmoid(2 * math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)),
+        bounds={"float64": Bound(4.0, 4.0, 16.0, 2e-15)},
     ),
     Activation(
         name="quick_gelu",
@@ -515,6 +518,7 @@ ROWS: tuple[Activation, ...] = (
         source="Hendrycks, Gimpel 2016, arXiv:1606.08415; Radford et al. 2021, arXiv:2103.00020",
         module="QuickGELU",
         reference=lambda v: v * _sigmoid(1.702 * v),
+        bounds={"float64": Bound(4.0, 4.0, 10.0, 2e-15)},
     ),
     Activation(
         name="silu",
@@ -524,6 +528,7 @@ ROWS: tuple[Activation, ...] = (
         module="SiLU",
         replaces="torch.nn.functional.silu",
         reference=lambda v: v * _sigmoid(v),
+        bounds={"float64": Bound(4.0, 4.0, 8.0, 2e-15)},
     ),
     Activation(
         name="swish",
@@ -532,6 +537,7 @@ ROWS: tuple[Activation, ...] = (
         module="Swish",
         parameters=(_number("beta", 1.0, "steepness; a tensor of 1 or C elements learns", 1.5, -0.7, tensor=True),),
         reference=lambda v, beta: v * _sigmoid(beta * v),
+        bounds={"float64": Bound(4.0, 4.0, 8.0, 2e-15)},
     ),
     Activation(
         name="mish",
@@ -540,6 +546,7 @@ ROWS: tuple[Activation, ...] = (
         module="Mish",
         replaces="torch.nn.functional.mish",
         reference=_mish,
+        bounds={"float64": Bound(4.0, 4.0, 16.0, 2e-15)},
     ),
     Activation(
         name="softplus",
@@ -566,6 +573,7 @@ ROWS: tuple[Activation, ...] = (
         replaces="torch.sigmoid",
         reference=_sigmoid,
         init="sigmoid",
+        bounds={"float32": Bound(from_output=1.5)},
     ),
     Activation(
         name="logsigmoid",
@@ -585,6 +593,7 @@ ROWS: tuple[Activation, ...] = (
         replaces="torch.tanh",
         reference=_tanh,
         init="tanh",
+        bounds={"float32": Bound(from_output=1.25)},
     ),
     Activation(
         name="tanhshrink",
@@ -740,6 +749,7 @@ ROWS: tuple[Activation, ...] = (
         module="SiTU",
         parameters=(_number("beta", 4.0, "the limit", 1.0, 2.0, **_POSITIVE),),
         reference=lambda v, beta: beta * _tanh(v / beta) * _sigmoid(v),
+        bounds={"float64": Bound(4.0, 12.0, 12.0, 2e-15)},
     ),
     Activation(
         name="elup1",

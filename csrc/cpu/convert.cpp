@@ -18,20 +18,21 @@ template <class S, class T>
 void narrow_run(const void* from, void* to, int64_t count, bool stream) {
   const T* t = static_cast<const T*>(from);
   S* s = static_cast<S*>(to);
-  for_packs<T>(count, [&](int64_t i, auto width) FUSEDACT_LAMBDA { write(s + i, read<T>(t + i, width), width, stream); });
+  for_packs<T>(count,
+               [&](int64_t i, auto width) FUSEDACT_LAMBDA { write(s + i, read<T>(t + i, width), width, stream); });
   if (stream) stream_fence();
 }
 
-#define FUSEDACT_CONVERSION(function)                                                 \
-  template <class T>                                                                  \
-  Convert function##_for(DType dtype) {                                               \
-    switch (dtype) {                                                                  \
-      case DType::float32: return sizeof(T) == 4 ? nullptr : function##_run<float, T>;  \
-      case DType::float64: return nullptr;                                            \
-      case DType::bfloat16: return function##_run<BFloat16, T>;                       \
-      case DType::float16: return function##_run<Half, T>;                            \
-    }                                                                                 \
-    return nullptr;                                                                   \
+#define FUSEDACT_CONVERSION(function)                                                  \
+  template <class T>                                                                   \
+  Convert function##_for(DType dtype) {                                                \
+    switch (dtype) {                                                                   \
+      case DType::float32: return sizeof(T) == 4 ? nullptr : function##_run<float, T>; \
+      case DType::float64: return nullptr;                                             \
+      case DType::bfloat16: return function##_run<BFloat16, T>;                        \
+      case DType::float16: return function##_run<Half, T>;                             \
+    }                                                                                  \
+    return nullptr;                                                                    \
   }
 FUSEDACT_CONVERSION(widen)
 FUSEDACT_CONVERSION(narrow)

@@ -373,12 +373,14 @@ void run_forward(const Activation& a, const ForwardArgs& args) {
   const bool stream = args.x != args.y && beyond_cache(rows.numel * size_of(args.dtype));
   const Blocks<C, 1, 1> blocks(args.dtype);
   const auto kernel = kernels().forward[a.index][sizeof(C) == 8];
-  for_elements(rows, operands, args.parallel, grain_of(a), [&](const auto& met, auto, int64_t at, int64_t count, int64_t) {
-    blocks.over({args.x}, {args.y}, at, count, stream, [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
-      kernel({n, in[0], advanced(met.bias, done, sizeof(C)), advanced(met.weight, done, sizeof(C)), &args.scalars,
-              out[0], args.mask, at + done, past});
-    });
-  });
+  for_elements(
+      rows, operands, args.parallel, grain_of(a), [&](const auto& met, auto, int64_t at, int64_t count, int64_t) {
+        blocks.over({args.x}, {args.y}, at, count, stream,
+                    [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
+                      kernel({n, in[0], advanced(met.bias, done, sizeof(C)), advanced(met.weight, done, sizeof(C)),
+                              &args.scalars, out[0], args.mask, at + done, past});
+                    });
+      });
 }
 
 template <class C>
@@ -387,8 +389,8 @@ void run_backward(const Activation& a, const BackwardArgs& args) {
   const bool channels = per_channel(args.bias) || per_channel(args.weight) || args.grad_bias.data;
   const Rows rows = rows_of(args.shape, channels);
   const Operands<C> operands(args.saved_kind == Saved::input ? args.bias : Vector{}, args.weight, args.shape, rows);
-  const bool stream = args.grad != args.grad_x && args.saved != args.grad_x &&
-                      beyond_cache(rows.numel * size_of(args.dtype));
+  const bool stream =
+      args.grad != args.grad_x && args.saved != args.grad_x && beyond_cache(rows.numel * size_of(args.dtype));
   const Blocks<C, 2, 1> blocks(args.dtype);
   const auto kernel = kernels().backward[static_cast<int>(args.saved_kind)][a.index][sizeof(C) == 8];
   const auto* mask = from_mask ? static_cast<const uint8_t*>(args.saved) : nullptr;

@@ -13,8 +13,8 @@ constexpr Function<BackwardRun> run() {
   return nullptr;
 }
 template <Saved kind>
-constexpr auto table = make_table<BackwardRun>(AllActivations{},
-                                               []<template <class> class A, class T>() { return run<A, T, kind>(); });
+constexpr auto table =
+    make_table<BackwardRun>(AllActivations{}, []<template <class> class A, class T>() { return run<A, T, kind>(); });
 
 }  // namespace
 

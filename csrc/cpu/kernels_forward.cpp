@@ -6,8 +6,10 @@ namespace {
 
 // A `wide` activation is computed in float64 only.
 constexpr auto table = make_table<ForwardRun>(AllActivations{}, []<template <class> class A, class T>() {
-  if constexpr (A<T>::wide && sizeof(T) == 4) return Function<ForwardRun>(nullptr);
-  else return Function<ForwardRun>(forward_run<A, T>);
+  if constexpr (A<T>::wide && sizeof(T) == 4)
+    return Function<ForwardRun>(nullptr);
+  else
+    return Function<ForwardRun>(forward_run<A, T>);
 });
 
 }  // namespace

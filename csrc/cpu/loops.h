@@ -68,8 +68,7 @@ FUSEDACT_INLINE void add_to(T* sum, Pack<T> x, Part part) {
 }
 template <class T, class W>
 FUSEDACT_INLINE Pack<T> along(const Lane& lane, int64_t i, W width) {
-  const T* values = static_cast<const T*>(lane.values);
-  return lane.step ? read<T>(values + i, width) : load<T>(values);  // one that stands still is a whole pack
+  return read<T>(static_cast<const T*>(lane.values) + i * lane.step, width);  // no branch: a step of 0 stays
 }
 
 // ---- the mask: one bit per element, at any bit offset ---------------------------------------------------------------
@@ -272,7 +271,8 @@ using Function = void (*)(const Run&);
 template <class Run, class Make, template <class> class... A>
 constexpr auto make_table(TypeList<A...>, Make make) {
   using Row = std::array<Function<Run>, 2>;
-  return std::array<Row, sizeof...(A)>{Row{make.template operator()<A, float>(), make.template operator()<A, double>()}...};
+  return std::array<Row, sizeof...(A)>{
+      Row{make.template operator()<A, float>(), make.template operator()<A, double>()}...};
 }
 template <class Run, size_t n>
 Table<Run> as_table(const std::array<std::array<Function<Run>, 2>, n>& table) {

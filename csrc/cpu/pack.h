@@ -42,19 +42,29 @@ using Native = Lanes<T, vector_bytes / sizeof(T)>;
 // ---- one native vector: what the compiler's vectors lack ------------------------------------------------------------
 
 #if defined(__AVX512F__)
-FUSEDACT_INLINE Native<float> native_fma(Native<float> a, Native<float> b, Native<float> c) { return _mm512_fmadd_ps(a, b, c); }
-FUSEDACT_INLINE Native<double> native_fma(Native<double> a, Native<double> b, Native<double> c) { return _mm512_fmadd_pd(a, b, c); }
+FUSEDACT_INLINE Native<float> native_fma(Native<float> a, Native<float> b, Native<float> c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+FUSEDACT_INLINE Native<double> native_fma(Native<double> a, Native<double> b, Native<double> c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
 FUSEDACT_INLINE Native<float> native_sqrt(Native<float> a) { return _mm512_sqrt_ps(a); }
 FUSEDACT_INLINE Native<double> native_sqrt(Native<double> a) { return _mm512_sqrt_pd(a); }
 FUSEDACT_INLINE uint32_t native_bits(Native<int32_t> m) { return _mm512_movepi32_mask((__m512i)m); }
 FUSEDACT_INLINE uint32_t native_bits(Native<int64_t> m) { return _mm512_movepi64_mask((__m512i)m); }
 #elif defined(__AVX2__)
-FUSEDACT_INLINE Native<float> native_fma(Native<float> a, Native<float> b, Native<float> c) { return _mm256_fmadd_ps(a, b, c); }
-FUSEDACT_INLINE Native<double> native_fma(Native<double> a, Native<double> b, Native<double> c) { return _mm256_fmadd_pd(a, b, c); }
+FUSEDACT_INLINE Native<float> native_fma(Native<float> a, Native<float> b, Native<float> c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+FUSEDACT_INLINE Native<double> native_fma(Native<double> a, Native<double> b, Native<double> c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
 FUSEDACT_INLINE Native<float> native_sqrt(Native<float> a) { return _mm256_sqrt_ps(a); }
 FUSEDACT_INLINE Native<double> native_sqrt(Native<double> a) { return _mm256_sqrt_pd(a); }
 FUSEDACT_INLINE uint32_t native_bits(Native<int32_t> m) { return static_cast<uint32_t>(_mm256_movemask_ps((__m256)m)); }
-FUSEDACT_INLINE uint32_t native_bits(Native<int64_t> m) { return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)m)); }
+FUSEDACT_INLINE uint32_t native_bits(Native<int64_t> m) {
+  return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)m));
+}
 #elif defined(__SSE2__)
 FUSEDACT_INLINE Native<float> native_sqrt(Native<float> a) { return _mm_sqrt_ps(a); }
 FUSEDACT_INLINE Native<double> native_sqrt(Native<double> a) { return _mm_sqrt_pd(a); }
@@ -131,7 +141,8 @@ FUSEDACT_INLINE N native_fma_exact(N a, N b, N c) {
   N al = a - ah, bl = b - bh;
   N p = a * b;
   N e = ((ah * bh - p) + ah * bl + al * bh) + al * bl;
-  return (p + c) + e;
+  N sum = p + c;
+  return sum + (((p - sum) + c) + e);
 }
 #endif
 
@@ -171,20 +182,20 @@ struct Pack {
   }
 };
 
-#define FUSEDACT_OPERATOR(op)                                                                         \
-  template <class T>                                                                                  \
-  FUSEDACT_INLINE Pack<T> operator op(Pack<T> a, Pack<T> b) {                                         \
-    return each([](auto x, auto y) FUSEDACT_LAMBDA { return x op y; }, a.v, b.v);                      \
+#define FUSEDACT_OPERATOR(op)                                                     \
+  template <class T>                                                              \
+  FUSEDACT_INLINE Pack<T> operator op(Pack<T> a, Pack<T> b) {                     \
+    return each([](auto x, auto y) FUSEDACT_LAMBDA { return x op y; }, a.v, b.v); \
   }
 FUSEDACT_OPERATOR(+)
 FUSEDACT_OPERATOR(-)
 FUSEDACT_OPERATOR(*)
 FUSEDACT_OPERATOR(/)
 #undef FUSEDACT_OPERATOR
-#define FUSEDACT_OPERATOR(op)                                                                         \
-  template <class T>                                                                                  \
-  FUSEDACT_INLINE Mask<T> operator op(Pack<T> a, Pack<T> b) {                                         \
-    return {each([](auto x, auto y) FUSEDACT_LAMBDA { return x op y; }, a.v, b.v)};                    \
+#define FUSEDACT_OPERATOR(op)                                                       \
+  template <class T>                                                                \
+  FUSEDACT_INLINE Mask<T> operator op(Pack<T> a, Pack<T> b) {                       \
+    return {each([](auto x, auto y) FUSEDACT_LAMBDA { return x op y; }, a.v, b.v)}; \
   }
 FUSEDACT_OPERATOR(<)
 FUSEDACT_OPERATOR(<=)
@@ -432,7 +443,8 @@ FUSEDACT_INLINE void native_store(Half* p, Native<T> x) {
 template <class T, class S>
 FUSEDACT_INLINE Pack<T> load(const S* p) {
   constexpr int n = Pack<T>::native;
-  return Quad<Native<T>>{native_load<T>(p), native_load<T>(p + n), native_load<T>(p + 2 * n), native_load<T>(p + 3 * n)};
+  return Quad<Native<T>>{native_load<T>(p), native_load<T>(p + n), native_load<T>(p + 2 * n),
+                         native_load<T>(p + 3 * n)};
 }
 template <class T, class S>
 FUSEDACT_INLINE void store(S* p, Pack<T> x) {
@@ -482,7 +494,8 @@ FUSEDACT_INLINE void stream_pack(S* p, Pack<T> x) {
     constexpr int whole = vector_bytes / sizeof(float), n = sizeof(S) * Pack<T>::size / vector_bytes;
     alignas(vector_bytes) float lane[whole * n];
     store(reinterpret_cast<S*>(lane), x);
-    for (int i = 0; i < n; ++i) native_stream(reinterpret_cast<float*>(p) + i * whole, native_load<float>(lane + i * whole));
+    for (int i = 0; i < n; ++i)
+      native_stream(reinterpret_cast<float*>(p) + i * whole, native_load<float>(lane + i * whole));
   }
 }
 FUSEDACT_INLINE void stream_fence() {

@@ -70,13 +70,13 @@ struct Kernels {
 // Chosen once, by cpuid and FUSEDACT_CPU_CAPABILITY.
 const Kernels& kernels();
 
-#define FUSEDACT_DECLARE_CAPABILITY(isa)                   \
-  namespace isa {                                          \
-  Table<ForwardRun> forward_table();                       \
-  Table<BackwardRun> backward_table(Saved);                \
-  Table<DoubleBackwardRun> double_backward_table(Saved);   \
-  Convert widen(DType, bool to_double);                    \
-  Convert narrow(DType, bool from_double);                 \
+#define FUSEDACT_DECLARE_CAPABILITY(isa)                 \
+  namespace isa {                                        \
+  Table<ForwardRun> forward_table();                     \
+  Table<BackwardRun> backward_table(Saved);              \
+  Table<DoubleBackwardRun> double_backward_table(Saved); \
+  Convert widen(DType, bool to_double);                  \
+  Convert narrow(DType, bool from_double);               \
   }
 FUSEDACT_DECLARE_CAPABILITY(default_)
 FUSEDACT_DECLARE_CAPABILITY(avx2)

@@ -8,7 +8,7 @@
 namespace fusedact::cpu {
 namespace {
 
-#define FUSEDACT_KERNELS(label, isa)                                                                    \
+#define FUSEDACT_KERNELS(label, isa) \
   assemble(label, isa::forward_table(), isa::backward_table, isa::double_backward_table, isa::widen, isa::narrow)
 
 Kernels assemble(const char* label, Table<ForwardRun> forward, Table<BackwardRun> (*backward)(Saved),
