@@ -749,7 +749,7 @@ ROWS: tuple[Activation, ...] = (
         module="SiTU",
         parameters=(_number("beta", 4.0, "the limit", 1.0, 2.0, **_POSITIVE),),
         reference=lambda v, beta: beta * _tanh(v / beta) * _sigmoid(v),
-        bounds={"float64": Bound(4.0, 12.0, 12.0, 2e-15)},
+        bounds={"float64": Bound(4.0, 12.0, 16.0, 2e-15)},
     ),
     Activation(
         name="elup1",
