@@ -1,6 +1,7 @@
 // Memory for large CPU results. The C library maps everything over 32 MiB afresh, so that a 128 MiB result costs ten
-// times as much in page faults as in copying. Here such a result comes in 2 MiB pages, where the system has them, and
-// from a free list of blocks that were used before.
+// times as much in page faults as in copying; what is smaller it recycles, but in small pages, and gives back to the
+// system now and then. Here a result of 2 MiB or more comes in 2 MiB pages, where the system has them, and from a free
+// list of blocks that were used before. Without the free list only what the C library would map afresh comes from here.
 //
 // The free list holds at most `limit` bytes (1 GiB, or an eighth of the machine's memory if that is less: enough for
 // the activations of a layer or two, too little to be missed) and gives back what was freed longest ago. A block is
@@ -26,7 +27,9 @@ namespace {
 
 constexpr size_t page = size_t{2} << 20;
 
-std::atomic<size_t> threshold{(size_t{32} << 20) + 1};  // glibc recycles what is smaller
+constexpr size_t recycled_by_libc = size_t{32} << 20;  // and below; a map of one's own costs more than that
+std::atomic<size_t> threshold{page};
+std::atomic<bool> recycles{true};  // the free list is on
 std::atomic<bool> enabled{true};
 
 // 2 MiB-aligned memory of the operating system, or nullptr.
@@ -172,8 +175,9 @@ void HugePages::release(void* data) {
 }  // namespace
 
 c10::Allocator* allocator(size_t bytes) {
+  bool worth = recycles.load(std::memory_order_relaxed) || bytes > recycled_by_libc;
   bool large = bytes >= threshold.load(std::memory_order_relaxed) && enabled.load(std::memory_order_relaxed);
-  return large ? &huge_pages() : c10::GetCPUAllocator();
+  return large && worth ? &huge_pages() : c10::GetCPUAllocator();
 }
 
 Stats stats() {
@@ -187,6 +191,7 @@ void set_limit(int64_t bytes) {
   TORCH_CHECK_VALUE(bytes >= 0, "fusedact.memory: the limit is ", bytes,
                     " bytes, but it must be 0 (no free list) or more");
   huge_pages().set_limit(static_cast<size_t>(bytes));
+  recycles = bytes > 0;
 }
 
 void set_threshold(int64_t bytes) {

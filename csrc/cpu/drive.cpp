@@ -207,7 +207,7 @@ void for_elements(const Rows& rows, const Operands<C>& operands, const Parallel&
 
 // Calls run(met, sums, begin, count, rows): up to `together` rows at once. Rows run in chunks, and within them in blocks of
 // block_rows whose sums are kept in the compute type; then in float64.
-constexpr int64_t block_rows = 64, strip = 2048, most_chunks = 32;
+constexpr int64_t block_rows = 64, strip = 4096, most_chunks = 32;
 
 struct Wanted {
   Sum sum;
