@@ -111,15 +111,9 @@ struct Two {
   V hi, lo;
 };
 
-// a + b exactly, for |a| >= |b| (or a == 0).
+// a + b exactly (Knuth).
 template <class V>
 FUSEDACT_FN Two<V> two_sum(V a, V b) {
-  V s = a + b;
-  return {s, (a - s) + b};
-}
-// The same in any order (Knuth).
-template <class V>
-FUSEDACT_FN Two<V> sum_exactly(V a, V b) {
   V s = a + b, from_b = s - a;
   return {s, (a - (s - from_b)) + (b - from_b)};
 }
@@ -527,7 +521,7 @@ FUSEDACT_FN V times_normal_cdf(V x) {
   if constexpr (requires { K::short_limit; }) {
     V a = abs(x);
     // Q(a) = e^(-a^2 / 2 - a / 2) P(a): with the second term P hardly varies, and its last step rounds alone.
-    Two<V> square = minus_half_square(a), t = sum_exactly(square.hi, V(-0.5) * a);
+    Two<V> square = minus_half_square(a), t = two_sum(square.hi, V(-0.5) * a);
     auto [e, power] = exp_parts(t.hi, t.lo + square.lo);
     V ratio = polynomial(a - V(K::tail_centre), K::tail_short);
     V b = negative_abs(x) * power;
