@@ -10,6 +10,7 @@
 
 #include "checks.h"
 #include "composite.h"
+#include "forward_mode.h"
 
 namespace fusedact {
 namespace {
@@ -159,14 +160,6 @@ struct BiasActBackwardBackward0 final : autograd::Node {
 };
 
 // ---- forward mode ---------------------------------------------------------------------------------------------------
-
-const Tensor& tangent_of(const Tensor& x) { return x._fw_grad(0); }
-Tensor tangent_of(const OptTensor& x) { return x ? x->_fw_grad(0) : Tensor(); }
-Tensor primal_of(const Tensor& x) { return x._fw_primal(0); }
-OptTensor primal_of(const OptTensor& x) { return x ? OptTensor(x->_fw_primal(0)) : x; }
-
-bool is_dual(const Tensor& x) { return tangent_of(x).defined(); }
-bool is_dual(const OptTensor& x) { return x && is_dual(*x); }
 
 // How x + bias moves, for tangents of x and of bias, either of which may be undefined.
 Tensor preactivation_tangent(const Tensor& of_x, const Tensor& of_bias, const Tensor& x, int64_t dim) {

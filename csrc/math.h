@@ -172,17 +172,18 @@ struct table<float> {
   static constexpr float log1p[] = {-0.49999997f, 0.333328485f,   -0.249867007f, 0.198556066f,   -0.158536181f,
                                     0.115748696f, -0.0669117346f, 0.025318509f,  -0.00448969938f};
   static constexpr float plain = 80.0f;  // while |t| is below, e^-|t| and a product with it are normal numbers
-  // Q is the upper tail of the normal distribution. On [0, 4], where nearly all arguments are, polynomials in
-  // a - centre for e^(a^2 / 2 + a / 2) Q(a), 8.1e-9, and for e^(a^2 / 2) (Q(a) - a phi(a)) / (root - a), 4.7e-8. The centre is a
+  // Q is the upper tail of the normal distribution. On [0, 5], where nearly all arguments are, polynomials in
+  // a - centre for e^(a^2 / 2 + a / 2) Q(a), 1.1e-8, and for e^(a^2 / 2) (Q(a) - a phi(a)) / (root - a), 5.8e-8. The centre is a
   // float at which the function is very nearly one too, so that the first coefficient is exact.
-  static constexpr float short_limit = 4.0f, tail_centre = 2.00001788139f, slope_centre = 2.00000786781f;
-  static constexpr float tail_short[] = {0.456949651f,   0.0579350665f,    0.0297823194f,  -0.00105493981f,
-                                         0.00113826676f, -0.000206437151f, 5.63523754e-5f, -1.29399732e-5f,
-                                         2.9730586e-6f,  -5.2936781e-7f,   1.02284446e-7f, -4.46595116e-8f,
-                                         9.65610614e-9f};
-  static constexpr float slope_short[] = {0.504548907f,    -0.0343439318f,   0.010440263f,   -0.00299307588f,
-                                          0.000813782623f, -0.000211343562f, 5.37389933e-5f, -1.29424434e-5f,
-                                          2.44748912e-6f,  -5.35388324e-7f,  2.4171311e-7f,  -5.20068291e-8f};
+  static constexpr float short_limit = 5.0f, tail_centre = 2.00001788139f, slope_centre = 2.00000786781f;
+  static constexpr float tail_short[] = {0.456949651f,   0.0579350702f,    0.0297823753f,  -0.00105493574f,
+                                         0.00113807141f, -0.000206490164f, 5.65710943e-5f, -1.28685133e-5f,
+                                         2.86674435e-6f, -5.66305118e-7f,  1.25738453e-7f, -3.63232644e-8f,
+                                         7.72663622e-9f, -6.90497992e-10f};
+  static constexpr float slope_short[] = {0.504548907f,    -0.0343440287f,   0.0104402127f,  -0.00299253291f,
+                                          0.000814050785f, -0.000212113504f, 5.33778875e-5f, -1.25096149e-5f,
+                                          2.64128607e-6f,  -6.40875442e-7f,  1.96397977e-7f, -4.26717186e-8f,
+                                          3.86412458e-9f};
   // Beyond, in 1 / a^2: a e^(a^2 / 2) Q(a) and e^(a^2 / 2) (Q(a) / a - phi(a)), 2.9e-8.
   static constexpr float tail_far[] = {0.398942292f, -0.398956329f, 1.19997394f, -6.25553989f,
                                        52.8413429f,  -581.202148f,  4970.20703f, -19701.3086f};

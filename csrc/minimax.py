@@ -35,7 +35,7 @@ def tail_far(s: mp.mpf) -> mp.mpf:
 
 
 def tail_lifted(a: mp.mpf) -> mp.mpf:
-    """tail(a) e^(a / 2), which hardly varies on [0, 4]: a better conditioned polynomial than tail itself."""
+    """tail(a) e^(a / 2), which hardly varies on [0, 5]: a better conditioned polynomial than tail itself."""
     return tail(a) * mp.exp(a / 2)
 
 
@@ -109,10 +109,10 @@ FITS = [
     Fit("tanhshrink", tanhshrink_series, mp.mpf(0), mp.mpf(1), 16, dtype="double"),
     Fit("normal_tail", tail, mp.mpf(0), mp.mpf(39), 10, 11, dtype="double", k=3.0),
     Fit("gelu_slope", slope_over_root, mp.mpf(0), mp.mpf(39), 10, 10, dtype="double", k=3.0),
-    Fit("tail_short", lambda t: tail_lifted(TAIL_CENTRE + t), -TAIL_CENTRE, 4 - TAIL_CENTRE, 12),
+    Fit("tail_short", lambda t: tail_lifted(TAIL_CENTRE + t), -TAIL_CENTRE, 5 - TAIL_CENTRE, 13),
     Fit("tail_far", tail_far, mp.mpf(0), mp.mpf(1) / 16, 7),
     Fit("slope_far", slope_far, mp.mpf(0), mp.mpf(1) / 16, 6),
-    Fit("slope_short", lambda t: slope_over_root(SLOPE_CENTRE + t), -SLOPE_CENTRE, 4 - SLOPE_CENTRE, 11),
+    Fit("slope_short", lambda t: slope_over_root(SLOPE_CENTRE + t), -SLOPE_CENTRE, 5 - SLOPE_CENTRE, 12),
 ]
 
 

@@ -2,119 +2,27 @@
 //
 // No maths and no loops over elements: a tensor becomes [outer, channels, inner] in the order of its memory, and
 // goes to the back end through kernels.h.
-#include <ATen/EmptyTensor.h>
-#include <ATen/ExpandUtils.h>
 #include <ATen/MemoryOverlap.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/stack.h>
-#include <ATen/native/Resize.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_strided.h>
-#include <ATen/ops/zeros.h>
-#include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <limits>
-#include <numeric>
 
 #include "checks.h"
-#include "memory.h"
 
 namespace fusedact {
-
-// ---- layout and allocation ------------------------------------------------------------------------------------------
-
-c10::SymDimVector dense_strides(const Tensor& x) {
-  c10::SymIntArrayRef strides = x.sym_strides();
-  if (x.is_non_overlapping_and_dense()) return {strides.begin(), strides.end()};
-  if (!x.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
-    std::vector<int64_t> dense = at::infer_dense_strides(x.sizes(), x.strides());
-    return {dense.begin(), dense.end()};
-  }
-  // As at::infer_dense_strides, on symbols: an insertion sort, in which an expanded dim (stride 0) keeps its place.
-  c10::SymIntArrayRef sizes = x.sym_sizes();
-  c10::SmallVector<int64_t, 5> order(x.dim());
-  std::iota(order.rbegin(), order.rend(), 0);
-  auto farther = [&](int64_t a, int64_t b) {  // 1: a is outside of b, -1: inside, 0: cannot tell
-    if (strides[a] == 0 || strides[b] == 0) return 0;
-    if (strides[a] != strides[b]) return strides[a] > strides[b] ? 1 : -1;
-    return sizes[a] > sizes[b] ? 1 : 0;
-  };
-  for (size_t i = 1; i < order.size(); ++i) {
-    size_t last = i;
-    for (size_t j = i; j-- > 0;) {
-      int comparison = farther(order[j], order[last]);
-      if (comparison < 0) break;
-      if (comparison > 0) std::swap(order[j], order[std::exchange(last, j)]);
-    }
-  }
-  c10::SymDimVector dense(x.dim());
-  c10::SymInt next = 1;
-  for (int64_t d : order) {
-    dense[d] = next;
-    next = next * sizes[d];
-  }
-  return dense;
-}
-
 namespace {
 
-Tensor empty_cpu(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype) {
-  constexpr c10::DispatchKeySet cpu(c10::DispatchKey::CPU);
-  size_t bytes = at::detail::computeStorageNbytes(sizes, strides, c10::elementSize(dtype));
-  return at::Tensor(at::detail::empty_strided_generic(sizes, strides, memory::allocator(bytes), cpu, dtype));
-}
+// ---- CPU kernels ----------------------------------------------------------------------------------------------------
 
-// Like at::empty_like, from the library's own allocator.
-Tensor empty_like_cpu(const Tensor& x) {
-  if (x.is_non_overlapping_and_dense()) return empty_cpu(x.sizes(), x.strides(), x.scalar_type());
-  return empty_cpu(x.sizes(), at::infer_dense_strides(x.sizes(), x.strides()), x.scalar_type());
-}
-
-// Whether two tensors of one shape lie alike in memory: strides of dims with one element say nothing.
-bool same_layout(const Tensor& a, const Tensor& b) {
-  if (a.strides() == b.strides() || a.numel() == 0) return true;
-  for (int64_t d = 0; d < a.dim(); ++d)
-    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
-  return true;
-}
-
-// x with the layout of `like`: itself if it has it.
-Tensor laid_out_as(const Tensor& x, const Tensor& like) {
-  return same_layout(x, like) ? x : empty_cpu(like.sizes(), like.strides(), x.scalar_type()).copy_(x);
-}
-
-Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : empty_like_cpu(x).copy_(x); }
-
-DType to_dtype(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat: return DType::float32;
-    case at::kDouble: return DType::float64;
-    case at::kBFloat16: return DType::bfloat16;
-    default: return DType::float16;
-  }
-}
-
-// A dense tensor in the order of its memory: the dims with a longer stride than `dim` lie outside of it.
 Shape shape_of(const Tensor& x, const Plan& plan) {
-  if (!plan.channels || x.dim() == 0) return {1, 1, x.numel()};
-  Shape shape{1, x.size(plan.dim), 1};
-  for (int64_t d = 0; d < x.dim(); ++d)
-    if (d != plan.dim && x.size(d) != 1) (x.stride(d) > x.stride(plan.dim) ? shape.outer : shape.inner) *= x.size(d);
-  return shape;
+  return plan.channels ? fusedact::shape_of(x, plan.dim) : Shape{1, 1, x.numel()};
 }
-
-OptTensor contiguous(const OptTensor& vector) { return vector ? OptTensor(vector->contiguous()) : vector; }
 
 // The weight as the kernels read it: a noise in x's layout, a vector contiguous.
 OptTensor weight_beside(const Tensor& x, const OptTensor& weight, const Plan& plan) {
   return plan.weight == Extent::full ? OptTensor(laid_out_as(*weight, x)) : contiguous(weight);
-}
-
-Vector vector_of(const OptTensor& tensor, Extent extent) {
-  if (!tensor) return {};
-  return {tensor->const_data_ptr(), to_dtype(tensor->scalar_type()), extent};
 }
 
 Scalars scalars_of(const Call& call) {
@@ -122,17 +30,6 @@ Scalars scalars_of(const Call& call) {
   return {call.params.data(), call.gain, call.clamp_min.value_or(-infinity), call.clamp_max.value_or(infinity),
           call.clamped()};
 }
-
-// Blocks of `grain` elements, shared out by torch's own thread pool.
-void run_parallel(int64_t count, int64_t grain, void* context, void (*body)(void*, int64_t, int64_t)) {
-  int64_t blocks = (count + grain - 1) / grain;
-  at::parallel_for(0, blocks, 1,
-                   [&](int64_t begin, int64_t end) { body(context, begin * grain, std::min(end * grain, count)); });
-}
-
-constexpr Parallel parallel{run_parallel};
-
-// ---- CPU kernels ----------------------------------------------------------------------------------------------------
 
 // x and y are dense and lie alike; they may be the same.
 void forward(const Plan& plan, const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call,
@@ -179,12 +76,6 @@ void bias_act_inplace_cpu(const Tensor& input, const OptTensor& bias, const OptT
     input.copy_(forward_new(plan, input, bias, weight, call));
 }
 
-// As torch's own out=: an empty `out` takes the result's shape and strides, another wrong shape does so with a warning.
-void resize_out(const Tensor& input, const Tensor& out) {
-  if (at::native::resize_output_symint(out, input.sym_sizes()))
-    out.as_strided__symint(input.sym_sizes(), dense_strides(input));
-}
-
 void bias_act_out_cpu(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call,
                       const Tensor& out) {
   Plan plan = check(input, bias, weight, call);
@@ -208,17 +99,6 @@ Masked bias_act_mask_cpu(const Tensor& input, const OptTensor& bias, const OptTe
 }
 
 // ---- backward -------------------------------------------------------------------------------------------------------
-
-// Where a summed gradient goes: like the vector that it is for, or empty where it is not asked for.
-Tensor sum_like(const OptTensor& vector, bool asked, const Tensor& x) {
-  if (!asked) return at::empty_symint({0}, x.options());
-  return x.sym_numel() == 0 ? at::zeros_symint(vector->sym_sizes(), vector->options())
-                            : at::empty_symint(vector->sym_sizes(), vector->options());
-}
-
-Sum sum_of(const Tensor& tensor, bool asked) {
-  return asked ? Sum{tensor.mutable_data_ptr(), to_dtype(tensor.scalar_type())} : Sum{};
-}
 
 Gradients bias_act_backward_cpu(const Tensor& grad, const Tensor& saved, const OptTensor& bias, const OptTensor& weight,
                                 const Call& call, bool grad_bias, bool grad_weight) {
@@ -271,10 +151,6 @@ DoubleGradients bias_act_double_backward_cpu(const Tensor& u, const Tensor& grad
 
 // ---- Meta kernels: the checks, and results without memory -----------------------------------------------------------
 
-Tensor empty_like_meta(const Tensor& x) {
-  return at::empty_strided_symint(x.sym_sizes(), dense_strides(x), x.options());
-}
-
 Tensor bias_act_meta(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {
   check(input, bias, weight, call);
   return empty_like_meta(input);
@@ -311,9 +187,10 @@ DoubleGradients bias_act_double_backward_meta(const Tensor& u, const Tensor& gra
   return {empty_like_meta(saved), empty_like_meta(saved), sum_like(bias, grad_bias, grad)};
 }
 
+}  // namespace
+
 // ---- every other device ---------------------------------------------------------------------------------------------
 
-// Nothing falls back silently: a tensor that no kernel of this build can take says which build could.
 void raise_no_kernel(const c10::OperatorHandle& op, c10::Stack* stack) {
   for (const c10::IValue& argument : torch::jit::last(*stack, op.schema().arguments().size())) {
     if (!argument.isTensor() || !argument.toTensor().defined()) continue;
@@ -327,8 +204,6 @@ void raise_no_kernel(const c10::OperatorHandle& op, c10::Stack* stack) {
   }
   TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(), ": no kernel for tensors of this kind");
 }
-
-}  // namespace
 
 // ---- schema ---------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 // Knows nothing of how a back end computes, nor of Python.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
 
 #include <array>
 #include <optional>
@@ -11,12 +12,10 @@
 #include <tuple>
 #include <typeinfo>
 
+#include "layout.h"
 #include "registry.h"
 
 namespace fusedact {
-
-using at::Tensor;
-using OptTensor = std::optional<Tensor>;
 
 // The arguments that are not tensors, in the order of the schema.
 struct Call {
@@ -49,9 +48,6 @@ DoubleGradients bias_act_double_backward(const Tensor& u, const Tensor& grad, co
 
 // ---- facts -----------------------------------------------------------------------------------------------------------
 
-// The strides that at::empty_like(x) has: x's own if it is dense, else dense ones in the same order.
-c10::SymDimVector dense_strides(const Tensor& x);
-
 // The dtype that `dtype` is computed in.
 inline at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
@@ -63,6 +59,12 @@ struct NodeType {
   const char* name;
 };
 std::array<NodeType, 2> node_types();
+
+// ---- every other device ----------------------------------------------------------------------------------------------
+
+// The kernel of last resort of every operator. Nothing falls back silently: a tensor that no kernel of this build can take
+// says which build could.
+void raise_no_kernel(const c10::OperatorHandle&, c10::Stack*);
 
 // ---- kernels of the dispatcher --------------------------------------------------------------------------------------
 

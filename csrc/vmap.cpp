@@ -3,58 +3,16 @@
 // Two ways. Where only the elements of x are batched, the batch dim becomes one more dim of x, in front, and costs
 // nothing. Where a bias, a weight or a sum over all but the channels belongs to one sample, the batch dim is folded
 // into the channels: B samples of C channels are one sample of B C channels, and the same kernels apply.
-#include <ATen/functorch/BatchedTensorImpl.h>
 #include <ATen/ops/stack.h>
 #include <torch/library.h>
 
 #include "ops.h"
+#include "vmap.h"
 
 namespace fusedact {
 namespace {
 
 using at::functorch::makeBatched;
-
-using at::functorch::maybeGetBatchedImpl;
-
-// The vmap that is being resolved: the innermost of those whose tensors came in. While this lives, operators run below it.
-struct Level {
-  c10::impl::ExcludeDispatchKeyGuard below{c10::DispatchKey::FuncTorchBatched};
-  int64_t id = -1;
-  c10::SymInt batch;
-
-  explicit Level(std::initializer_list<const Tensor*> arguments) {
-    for (const Tensor* x : arguments) {
-      auto* batched = x == nullptr ? nullptr : maybeGetBatchedImpl(*x);
-      if (batched == nullptr || batched->level() <= id) continue;
-      id = batched->level();
-      batch = batched->value().sym_size(batched->bdim());
-    }
-    TORCH_INTERNAL_ASSERT(id >= 0);
-  }
-};
-
-const Tensor* if_any(const OptTensor& x) { return x ? &*x : nullptr; }
-
-// A tensor without its wrapper. If it was batched at this level, the batch dim is in front.
-struct Physical {
-  Tensor tensor;
-  bool batched = false;
-};
-
-Physical physical(const Tensor& x, const Level& level) {
-  auto* batched = maybeGetBatchedImpl(x);
-  if (batched == nullptr || batched->level() != level.id) return {x, false};
-  return {batched->value().movedim(batched->bdim(), 0), true};
-}
-Physical physical(const OptTensor& x, const Level& level) { return x ? physical(*x, level) : Physical{}; }
-
-Tensor with_batch(const Physical& x, const Level& level) {
-  if (x.batched) return x.tensor;
-  auto sizes = x.tensor.sym_sizes();
-  c10::SymDimVector expanded(sizes.begin(), sizes.end());
-  expanded.insert(expanded.begin(), level.batch);
-  return x.tensor.expand_symint(expanded);
-}
 
 OptTensor optional(const Tensor& x) { return x.defined() ? OptTensor(x) : OptTensor(); }
 

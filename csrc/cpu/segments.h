@@ -59,7 +59,6 @@ using Table = void (*const (*)[2])(const Run&);
 using Convert = void (*)(const void* from, void* to, int64_t count, bool stream);
 
 struct Kernels {
-  const char* capability;
   Table<ForwardRun> forward;
   Table<BackwardRun> backward[3];               // by Saved
   Table<DoubleBackwardRun> double_backward[2];  // by Saved, without mask; float64 only
@@ -67,7 +66,7 @@ struct Kernels {
   Convert narrow[dtype_count][2];
 };
 
-// Chosen once, by cpuid and FUSEDACT_CPU_CAPABILITY.
+// Those of the ISA in use, see isa.h.
 const Kernels& kernels();
 
 #define FUSEDACT_DECLARE_CAPABILITY(isa)                 \

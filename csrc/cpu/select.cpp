@@ -1,34 +1,15 @@
-// Which ISA's kernels run: the widest that the processor has, unless FUSEDACT_CPU_CAPABILITY names a narrower one.
+// The choice of an ISA, and the tables of its kernels.
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 
+#include "isa.h"
 #include "segments.h"
 
 namespace fusedact::cpu {
 namespace {
 
-#define FUSEDACT_KERNELS(label, isa) \
-  assemble(label, isa::forward_table(), isa::backward_table, isa::double_backward_table, isa::widen, isa::narrow)
-
-Kernels assemble(const char* label, Table<ForwardRun> forward, Table<BackwardRun> (*backward)(Saved),
-                 Table<DoubleBackwardRun> (*double_backward)(Saved), Convert (*widen)(DType, bool),
-                 Convert (*narrow)(DType, bool)) {
-  Kernels k{label,
-            forward,
-            {backward(Saved::input), backward(Saved::output), backward(Saved::mask)},
-            {double_backward(Saved::input), double_backward(Saved::output)},
-            {},
-            {}};
-  for (int dtype = 0; dtype < dtype_count; ++dtype)
-    for (int wide = 0; wide < 2; ++wide) {
-      k.widen[dtype][wide] = widen(static_cast<DType>(dtype), wide);
-      k.narrow[dtype][wide] = narrow(static_cast<DType>(dtype), wide);
-    }
-  return k;
-}
-
-Kernels choose() {
+Isa choose() {
   const char* asked = std::getenv("FUSEDACT_CPU_CAPABILITY");
   const std::string want = asked ? asked : "";
   if (!want.empty() && want != "default" && want != "avx2" && want != "avx512")
@@ -47,21 +28,46 @@ Kernels choose() {
   if ((want == "avx2" && !avx2) || (want == "avx512" && !avx512))
     throw std::runtime_error("FUSEDACT_CPU_CAPABILITY is '" + want + "', which this processor or this build lacks");
 #if defined(FUSEDACT_HAS_AVX512)
-  if (avx512 && (want.empty() || want == "avx512")) return FUSEDACT_KERNELS("avx512", avx512);
+  if (avx512 && (want.empty() || want == "avx512")) return Isa::avx512;
 #endif
 #if defined(FUSEDACT_HAS_AVX2)
-  if (avx2 && want != "default") return FUSEDACT_KERNELS("avx2", avx2);
+  if (avx2 && want != "default") return Isa::avx2;
 #endif
-  return FUSEDACT_KERNELS("default", default_);
+  return Isa::default_;
+}
+
+Kernels assemble() {
+  const auto backward = FUSEDACT_OF_ISA(backward_table);
+  const auto double_backward = FUSEDACT_OF_ISA(double_backward_table);
+  const auto widen = FUSEDACT_OF_ISA(widen), narrow = FUSEDACT_OF_ISA(narrow);
+  Kernels k{FUSEDACT_OF_ISA(forward_table)(),
+            {backward(Saved::input), backward(Saved::output), backward(Saved::mask)},
+            {double_backward(Saved::input), double_backward(Saved::output)},
+            {},
+            {}};
+  for (int dtype = 0; dtype < dtype_count; ++dtype)
+    for (int wide = 0; wide < 2; ++wide) {
+      k.widen[dtype][wide] = widen(static_cast<DType>(dtype), wide);
+      k.narrow[dtype][wide] = narrow(static_cast<DType>(dtype), wide);
+    }
+  return k;
 }
 
 }  // namespace
 
-const Kernels& kernels() {
-  static const Kernels chosen = choose();
+Isa isa() {
+  static const Isa chosen = choose();
   return chosen;
 }
 
-const char* capability() { return kernels().capability; }
+const char* capability() {
+  constexpr const char* names[] = {"default", "avx2", "avx512"};
+  return names[static_cast<int>(isa())];
+}
+
+const Kernels& kernels() {
+  static const Kernels assembled = assemble();
+  return assembled;
+}
 
 }  // namespace fusedact::cpu
