@@ -355,7 +355,11 @@ template <class T>
 FUSEDACT_INLINE Native<T> native_load(const BFloat16* p) {
   constexpr int n = Pack<T>::native;
   if constexpr (sizeof(T) == 4) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // g++ converts in two halves: 0.10 instead of 0.05 ns per element
+    return (Native<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
     return (Native<float>)(converted<uint32_t, n, uint16_t>(p) << 16);
+#endif
   } else {
     Lanes<float, n> f = (Lanes<float, n>)(converted<uint32_t, n, uint16_t>(p) << 16);
     return __builtin_convertvector(f, Native<double>);
@@ -397,13 +401,15 @@ FUSEDACT_INLINE auto to_float_odd(Native<double> x) {
   return (F)(((I)f + step) | odd);
 }
 template <class F>
-FUSEDACT_INLINE auto to_bfloat16(F x) {
-  constexpr int n = sizeof(F) / 4;
-  using U = Lanes<uint32_t, n>;
+FUSEDACT_INLINE auto rounded_to_bfloat16(F x) {
+  using U = Lanes<uint32_t, sizeof(F) / 4>;
   U b = (U)x;
   U r = (b + 0x7fff + ((b >> 16) & 1)) >> 16;  // to nearest, ties to even
-  r = x == x ? r : (U)(U{} + 0x7fc0);
-  return __builtin_convertvector(r, Lanes<uint16_t, n>);
+  return x == x ? r : (U)(U{} + 0x7fc0);
+}
+template <class F>
+FUSEDACT_INLINE auto to_bfloat16(F x) {
+  return __builtin_convertvector(rounded_to_bfloat16(x), Lanes<uint16_t, sizeof(F) / 4>);
 }
 template <class T>
 FUSEDACT_INLINE void native_store(BFloat16* p, Native<T> x) {
@@ -415,6 +421,12 @@ FUSEDACT_INLINE void native_store(BFloat16* p, Native<T> x) {
     std::memcpy(p, &h, sizeof h);
   }
 }
+#if defined(__AVX2__) && !defined(__AVX512F__)
+FUSEDACT_INLINE void store_two(BFloat16* p, Native<float> a, Native<float> b) {
+  __m256i lanes = _mm256_packus_epi32((__m256i)rounded_to_bfloat16(a), (__m256i)rounded_to_bfloat16(b));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(lanes, 0b11011000));
+}
+#endif
 FUSEDACT_INLINE Half narrowed(float x) {
 #if defined(__F16C__)
   return {static_cast<uint16_t>(_cvtss_sh(x, 0))};
@@ -449,6 +461,13 @@ FUSEDACT_INLINE Pack<T> load(const S* p) {
 template <class T, class S>
 FUSEDACT_INLINE void store(S* p, Pack<T> x) {
   constexpr int n = Pack<T>::native;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (std::is_same_v<S, BFloat16> && sizeof(T) == 4) {  // two by two: half the shuffles
+    store_two(p, x.v.a, x.v.b);
+    store_two(p + 2 * n, x.v.c, x.v.d);
+    return;
+  }
+#endif
   native_store<T>(p, x.v.a);
   native_store<T>(p + n, x.v.b);
   native_store<T>(p + 2 * n, x.v.c);
