@@ -1,4 +1,4 @@
-// What the files of the torch layer share: the arguments of a call, the operators as functions, and the checks.
+// What the files of the torch layer share beside the operators themselves.
 //
 // Knows nothing of how a back end computes, nor of Python.
 #pragma once
@@ -7,44 +7,13 @@
 #include <ATen/core/stack.h>
 
 #include <array>
-#include <optional>
-#include <string_view>
-#include <tuple>
 #include <typeinfo>
 
+#include "fusedact.h"
 #include "layout.h"
 #include "registry.h"
 
 namespace fusedact {
-
-// The arguments that are not tensors, in the order of the schema.
-struct Call {
-  std::string_view activation;
-  at::ArrayRef<double> params;
-  int64_t dim = -1;
-  double gain = 1.0;
-  std::optional<double> clamp_min, clamp_max;
-  std::string_view save = "auto";
-
-  bool clamped() const { return clamp_min || clamp_max; }
-};
-
-// ---- the operators: each call goes through the dispatcher, from the top ---------------------------------------------
-
-Tensor bias_act(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call&);
-void bias_act_(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call&);
-void bias_act_out(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call&, const Tensor& out);
-
-using Masked = std::tuple<Tensor, Tensor>;  // output, mask
-Masked bias_act_mask(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call&);
-
-using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // of input, bias, weight; empty where not asked for
-Gradients bias_act_backward(const Tensor& grad, const Tensor& saved, const OptTensor& bias, const OptTensor& weight,
-                            const Call&, bool grad_bias, bool grad_weight);
-
-using DoubleGradients = std::tuple<Tensor, Tensor, Tensor>;  // of grad, saved, bias; the last empty where not asked for
-DoubleGradients bias_act_double_backward(const Tensor& u, const Tensor& grad, const Tensor& saved,
-                                         const OptTensor& bias, const Call&, bool grad_bias);
 
 // ---- facts -----------------------------------------------------------------------------------------------------------
 

@@ -310,11 +310,6 @@ FUSEDACT_INLINE Mask<T> mask_from_bits(uint64_t word) {
 
 // ---- storage types and conversion -----------------------------------------------------------------------------------
 
-#if defined(__aarch64__)
-using ScalarHalf = __fp16;
-#else
-using ScalarHalf = _Float16;
-#endif
 struct BFloat16 {
   uint16_t bits;
 };
@@ -344,12 +339,24 @@ FUSEDACT_INLINE Native<T> native_load(const std::conditional_t<sizeof(T) == 8, f
   using S = std::conditional_t<sizeof(T) == 8, float, double>;
   return converted<T, Pack<T>::native, S>(p);
 }
-FUSEDACT_INLINE float widened(Half h) {
-#if defined(__F16C__)
-  return _cvtsh_ss(h.bits);
-#else
-  return static_cast<float>(std::bit_cast<ScalarHalf>(h.bits));
-#endif
+// float16's bits in the low halves of lanes, by integer arithmetic: where the machine has no instruction.
+template <class U>
+FUSEDACT_INLINE auto from_half_bits(U h) {
+  using F = Lanes<float, sizeof(U) / 4>;
+  U magnitude = h & 0x7fff, exponent_moved = (magnitude << 13) + (112u << 23);
+  F tiny = (F)(exponent_moved + (1u << 23)) - 0x1p-14f;  // no subnormal on the way, so flushing them does no harm
+  U bits = magnitude < 0x400 ? (U)tiny : magnitude < 0x7c00 ? exponent_moved : exponent_moved | 0x7f800000u;
+  return (F)(bits | (h & 0x8000) << 16);
+}
+template <class F>
+FUSEDACT_INLINE auto to_half_bits(F x) {
+  using U = Lanes<uint32_t, sizeof(F) / 4>;
+  U bits = (U)x, magnitude = bits & 0x7fffffffu;
+  U normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;  // to nearest, ties to even
+  U tiny = (U)((F)magnitude + 0.5f) - (U)(F{} + 0.5f);  // the last bit of 0.5 is half's smallest step: the sum rounds
+  U finite = magnitude < 0x38800000u ? tiny : normal;
+  U r = magnitude < 0x477ff000u ? finite : magnitude <= 0x7f800000u ? (U)(U{} + 0x7c00) : (U)(U{} + 0x7e00);
+  return r | (bits >> 16 & 0x8000);
 }
 template <class T>
 FUSEDACT_INLINE Native<T> native_load(const BFloat16* p) {
@@ -372,9 +379,8 @@ FUSEDACT_INLINE Native<T> native_load(const Half* p) {
 #elif defined(__F16C__)
   if constexpr (sizeof(T) == 4) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #endif
-  Native<T> r;
-  for (int i = 0; i < Pack<T>::native; ++i) r[i] = widened(p[i]);
-  return r;
+  auto f = from_half_bits(converted<uint32_t, Pack<T>::native, uint16_t>(p));
+  return __builtin_convertvector(f, Native<T>);
 }
 
 template <class T>
@@ -427,12 +433,10 @@ FUSEDACT_INLINE void store_two(BFloat16* p, Native<float> a, Native<float> b) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(lanes, 0b11011000));
 }
 #endif
-FUSEDACT_INLINE Half narrowed(float x) {
-#if defined(__F16C__)
-  return {static_cast<uint16_t>(_cvtss_sh(x, 0))};
-#else
-  return {std::bit_cast<uint16_t>(static_cast<ScalarHalf>(x))};
-#endif
+template <class F>
+FUSEDACT_INLINE void store_half(Half* p, F x) {
+  auto h = __builtin_convertvector(to_half_bits(x), Lanes<uint16_t, sizeof(F) / 4>);
+  std::memcpy(p, &h, sizeof h);
 }
 template <class T>
 FUSEDACT_INLINE void native_store(Half* p, Native<T> x) {
@@ -442,11 +446,10 @@ FUSEDACT_INLINE void native_store(Half* p, Native<T> x) {
 #elif defined(__F16C__)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, 0));
 #else
-    for (int i = 0; i < Pack<T>::native; ++i) p[i] = narrowed(x[i]);
+    store_half(p, x);
 #endif
   } else {
-    auto f = to_float_odd(x);
-    for (int i = 0; i < Pack<T>::native; ++i) p[i] = narrowed(f[i]);
+    store_half(p, to_float_odd(x));
   }
 }
 
