@@ -5,9 +5,7 @@
 #include "ops.h"
 
 namespace fusedact {
-namespace {
 
-// The parameter as the kernels take it: x's dtype, or float32 beside 16-bit x; a noise in the compute dtype.
 OptTensor fitted(const OptTensor& parameter, const Tensor& x) {
   if (!parameter || !at::isFloatingType(x.scalar_type()) || !at::isFloatingType(parameter->scalar_type()))
     return parameter;
@@ -15,6 +13,8 @@ OptTensor fitted(const OptTensor& parameter, const Tensor& x) {
   if (parameter->scalar_type() == x.scalar_type() && parameter->dim() <= 1) return parameter;
   return parameter->to(wide);
 }
+
+namespace {
 
 template <c10::DispatchKey key>
 Tensor bias_act_autocast(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call) {

@@ -11,6 +11,7 @@
 #include "checks.h"
 #include "composite.h"
 #include "forward_mode.h"
+#include "nodes.h"
 
 namespace fusedact {
 namespace {
@@ -18,63 +19,6 @@ namespace {
 namespace autograd = torch::autograd;
 using autograd::SavedVariable;
 using autograd::variable_list;
-
-// ---- what a Node keeps ----------------------------------------------------------------------------------------------
-
-std::string_view name_of(Saved saved) {
-  return saved == Saved::input ? "input" : saved == Saved::output ? "output" : "mask";
-}
-
-// A Call that outlives the caller's strings and lists.
-class KeptCall {
- public:
-  void keep(const Call& call, const Plan& plan) {
-    call_ = call;
-    params_.assign(call.params.begin(), call.params.end());
-    call_.activation = plan.activation.name;
-    call_.dim = plan.dim;
-    call_.save = name_of(plan.save);
-  }
-  Call get() const {
-    Call call = call_;
-    call.params = params_;
-    return call;
-  }
-
- private:
-  Call call_;
-  c10::SmallVector<double, 2> params_;
-};
-
-// The bias: v = x + bias is recomputed where the input is saved. Elsewhere only its length and dtype matter, and a
-// change of its values between forward and backward does no harm, so its version is not watched.
-class KeptBias {
- public:
-  void keep(const OptTensor& bias, bool values) {
-    if (!bias) return;
-    if (values)
-      saved_ = SavedVariable(*bias, false);
-    else
-      like_ = *bias;
-  }
-  OptTensor get() const {
-    Tensor bias = like_.defined() ? like_ : saved_.unpack();
-    return bias.defined() ? OptTensor(bias) : OptTensor();
-  }
-  void reset() {
-    saved_.reset_data();
-    like_.reset();
-  }
-
- private:
-  SavedVariable saved_;
-  Tensor like_;
-};
-
-OptTensor unpack_optional(const SavedVariable& saved) {
-  Tensor tensor = saved.unpack();
-  return tensor.defined() ? OptTensor(tensor) : OptTensor();
-}
 
 OptTensor if_input(const Call& call, const OptTensor& bias) { return call.save == "input" ? bias : OptTensor(); }
 
@@ -382,7 +326,7 @@ void bias_act_out_version(const Tensor& input, const OptTensor& bias, const OptT
 
 }  // namespace
 
-std::array<NodeType, 2> node_types() {
+std::vector<NodeType> node_types() {
   return {NodeType{typeid(BiasActBackward0), "BiasActBackward0"},
           NodeType{typeid(BiasActBackwardBackward0), "BiasActBackwardBackward0"}};
 }

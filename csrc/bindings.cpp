@@ -4,8 +4,11 @@
 #include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <deque>
+
+#include "batch_norm/ops.h"
+#include "epilogue/ops.h"
 #include "memory.h"
-#include "ops.h"
 
 // The list of scalar parameters: a tuple or list of floats.
 struct Params {
@@ -66,6 +69,21 @@ py::object py_bias_act_out(const Tensor& input, const OptTensor& bias, const Opt
   return out;
 }
 
+Tensor py_bias_act_epilogue(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const OptTensor& scale,
+                            const OptTensor& residual, const OptTensor& seed, String activation, const Params& params,
+                            int64_t dim, double gain, OptDouble clamp_min, OptDouble clamp_max, double dropout_p) {
+  py::gil_scoped_release no_gil;
+  return epilogue::bias_act_epilogue(input, {bias, weight, scale, seed}, residual,
+                                     {activation, params.values, dim, gain, clamp_min, clamp_max, "input"}, dropout_p);
+}
+
+std::tuple<Tensor, Tensor, Tensor> py_batch_norm_act(const Tensor& input, const OptTensor& weight,
+                                                     const OptTensor& bias, const OptTensor& act_weight, double eps,
+                                                     String activation, const Params& params) {
+  py::gil_scoped_release no_gil;
+  return batch_norm::batch_norm_act(input, {weight, bias, act_weight}, {activation, params.values, eps});
+}
+
 py::list py_activations() {
   py::list rows;
   for (const Activation& a : activations()) {
@@ -95,12 +113,13 @@ py::dict py_memory_stats() {
 
 // So that grad_fn shows as <BiasActBackward0 object at ...>, like those of torch.
 void name_nodes() {
-  static std::array<PyTypeObject, std::tuple_size_v<decltype(node_types())>> types{};
-  auto nodes = node_types();
-  for (size_t i = 0; i < nodes.size(); ++i) {
-    torch::autograd::_initFunctionPyTypeObject(types[i], nodes[i].name, nullptr, nullptr);
-    torch::autograd::registerCppFunction(nodes[i].type, &types[i]);
-  }
+  static std::deque<PyTypeObject> types;  // which stay where they are
+  for (const auto& family : {node_types(), epilogue::node_types(), batch_norm::node_types()})
+    for (const NodeType& node : family) {
+      PyTypeObject& type = types.emplace_back();
+      torch::autograd::_initFunctionPyTypeObject(type, node.name, nullptr, nullptr);
+      torch::autograd::registerCppFunction(node.type, &type);
+    }
 }
 
 }  // namespace
@@ -114,6 +133,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("bias_act", py_bias_act);
   m.def("bias_act_", py_bias_act_inplace);
   m.def("bias_act_out", py_bias_act_out);
+
+  m.def("bias_act_epilogue", py_bias_act_epilogue);
+  m.def("batch_norm_act", py_batch_norm_act);
 
   m.def("activations", py_activations);
   m.def("capability", cpu::capability);

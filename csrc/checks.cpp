@@ -6,39 +6,9 @@
 #include <algorithm>
 #include <limits>
 #include <sstream>
-#include <string>
-#include <vector>
 
 namespace fusedact {
 namespace {
-
-// Why a call is refused. All reasons are given at once; one about a dtype makes it a TypeError.
-class Reasons {
- public:
-  template <class... Words>
-  void add(const Words&... words) {
-    reasons_.push_back(c10::str(words...));
-  }
-  template <class... Words>
-  void add_dtype(const Words&... words) {
-    dtype_ = true;
-    add(words...);
-  }
-  void raise_if_any(std::string_view activation) const {
-    if (reasons_.empty()) [[likely]]
-      return;
-    std::ostringstream message;
-    message << "fusedact (" << activation << "): ";
-    if (reasons_.size() > 1) message << reasons_.size() << " problems:";
-    for (const std::string& reason : reasons_) message << (reasons_.size() > 1 ? "\n  - " : "") << reason;
-    TORCH_CHECK_TYPE(!dtype_, message.str());
-    TORCH_CHECK_VALUE(false, message.str());
-  }
-
- private:
-  std::vector<std::string> reasons_;
-  bool dtype_ = false;
-};
 
 // How many letters to insert, drop, replace or swap with their neighbour.
 int edit_distance(std::string_view a, std::string_view b) {
@@ -72,8 +42,6 @@ int edit_distance(std::string_view a, std::string_view b) {
   TORCH_CHECK_VALUE(false, message.str());
 }
 
-std::string name_of(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
-
 bool supported(at::ScalarType dtype) {
   return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
 }
@@ -93,14 +61,6 @@ void check_vector(Reasons& reasons, const char* name, const Tensor& vector, cons
                       ": it must be ", name_of(x.scalar_type()), x.element_size() == 2 ? " or float32" : "");
   if (vector.device() != x.device())
     reasons.add(name, " is on ", vector.device(), ", but x is on ", x.device(), ": move one with .to()");
-}
-
-void check_bias(Reasons& reasons, const Tensor& bias, const Tensor& x, int64_t dim) {
-  check_vector(reasons, "bias", bias, x);
-  if (bias.dim() != 1)
-    reasons.add("bias has shape ", bias.sym_sizes(), ", but it must have one dim, as long as x's dim ", dim);
-  else if (bias.sym_size(0) != (x.dim() == 0 ? c10::SymInt(1) : x.sym_size(dim)))
-    reasons.add("bias has ", bias.sym_size(0), " elements, but ", channels_of(x, dim));
 }
 
 // One element for all, one per channel, or one per element of x (a noise, given in the compute dtype).
@@ -157,12 +117,39 @@ Saved check_save(Reasons& reasons, const Activation& activation, bool weight, co
 
 }  // namespace
 
+void Reasons::raise_if_any(std::string_view activation) const {
+  if (reasons_.empty()) [[likely]]
+    return;
+  std::ostringstream message;
+  message << "fusedact (" << activation << "): ";
+  if (reasons_.size() > 1) message << reasons_.size() << " problems:";
+  for (const std::string& reason : reasons_) message << (reasons_.size() > 1 ? "\n  - " : "") << reason;
+  TORCH_CHECK_TYPE(!dtype_, message.str());
+  TORCH_CHECK_VALUE(false, message.str());
+}
+
+void check_channels(Reasons& reasons, const char* name, const Tensor& vector, const Tensor& x, int64_t dim) {
+  check_vector(reasons, name, vector, x);
+  if (vector.dim() != 1)
+    reasons.add(name, " has shape ", vector.sym_sizes(), ", but it must have one dim, as long as x's dim ", dim);
+  else if (vector.sym_size(0) != (x.dim() == 0 ? c10::SymInt(1) : x.sym_size(dim)))
+    reasons.add(name, " has ", vector.sym_size(0), " elements, but ", channels_of(x, dim));
+}
+
+std::string name_of(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
+
 Plan check(const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  Reasons reasons;
+  Plan plan = check(reasons, x, bias, weight, call);
+  reasons.raise_if_any(call.activation);
+  return plan;
+}
+
+Plan check(Reasons& reasons, const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
   const Activation* activation = find_activation(call.activation);
   if (activation == nullptr) [[unlikely]]
     raise_unknown(call.activation);
 
-  Reasons reasons;
   if (!supported(x.scalar_type()))
     reasons.add_dtype("x is ", name_of(x.scalar_type()), ", but it must be float32, float64, bfloat16 or float16");
   if (call.params.size() != static_cast<size_t>(activation->params))
@@ -178,12 +165,11 @@ Plan check(const Tensor& x, const OptTensor& bias, const OptTensor& weight, cons
     reasons.add("dim is ", call.dim, ", but x has ", x.dim(), " dims (shape ", x.sym_sizes(), "): it must be in [",
                 -rank, ", ", rank - 1, "]");
   } else {
-    if (bias) check_bias(reasons, *bias, x, dim);
+    if (bias) check_channels(reasons, "bias", *bias, x, dim);
     if (weight && !activation->weight) reasons.add("got a weight, but none of its parameters may be a tensor");
     if (weight && activation->weight) extent = check_weight(reasons, *weight, x, dim);
   }
   Saved save = check_save(reasons, *activation, weight.has_value(), call);
-  reasons.raise_if_any(call.activation);
   return {*activation, dim, save, extent, bias.has_value() || extent == Extent::channel};
 }
 

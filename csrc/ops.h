@@ -6,8 +6,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
 
-#include <array>
 #include <typeinfo>
+#include <vector>
 
 #include "fusedact.h"
 #include "layout.h"
@@ -20,6 +20,11 @@ namespace fusedact {
 // The dtype that `dtype` is computed in.
 inline at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
+// ---- autocast -------------------------------------------------------------------------------------------------------
+
+// A parameter as the kernels take it: x's dtype, or float32 beside 16-bit x; a noise in the compute dtype.
+OptTensor fitted(const OptTensor& parameter, const Tensor& x);
+
 // ---- autograd -------------------------------------------------------------------------------------------------------
 
 // The Nodes, by the names under which Python shows them as `grad_fn`.
@@ -27,7 +32,7 @@ struct NodeType {
   const std::type_info& type;
   const char* name;
 };
-std::array<NodeType, 2> node_types();
+std::vector<NodeType> node_types();
 
 // ---- every other device ----------------------------------------------------------------------------------------------
 

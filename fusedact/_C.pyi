@@ -42,6 +42,30 @@ def bias_act_out(
     save: str,
     out: Tensor,
 ) -> Tensor: ...
+def bias_act_epilogue(
+    input: Tensor,
+    bias: Tensor | None,
+    weight: Tensor | None,
+    scale: Tensor | None,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    activation: str,
+    params: Sequence[float],
+    dim: int,
+    gain: float,
+    clamp_min: float | None,
+    clamp_max: float | None,
+    dropout_p: float,
+) -> Tensor: ...
+def batch_norm_act(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    act_weight: Tensor | None,
+    eps: float,
+    activation: str,
+    params: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]: ...
 def activations() -> list[dict[str, Any]]: ...
 def capability() -> str: ...
 def memory_stats() -> dict[str, Any]: ...

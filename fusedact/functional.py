@@ -28,6 +28,12 @@ _SHAPES = """    Args:
         save: what backward reads: "auto", "input", "output" or "mask".
         inplace: write the result over `input` and return it.
         out: a tensor of input's shape and dtype that receives the result (without gradients).
+        scale: [input.size(dim)], multiplies the input before the bias is added; dtype as for the bias.
+        dropout_p: the probability, in [0, 1], with which an element is set to zero after gain and clamp; the others
+            are divided by 1 - p. p is taken as a multiple of 2^-32.
+        training: False switches dropout off; None means True.
+        residual: of input's shape and dtype; added last.
+        generator: where dropout's randomness comes from; torch's own by default.
 
     Returns:
         A tensor of input's shape, dtype and, where they are dense, strides.
@@ -51,10 +57,23 @@ def bias_act(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
     **params: Any,
 ) -> Tensor:
-    resolved = registry.get(activation).resolve(input, **params)
-    return run(input, bias, resolved, dim, gain, clamp, save, inplace, out)
+    row = registry.get(activation)
+    if training is not None and "training" in row.defaults():
+        params["training"] = training  # RReLU draws in training, too
+    resolved = row.resolve(input, **params)
+    if scale is None and residual is None and dropout_p == 0:
+        return run(input, bias, resolved, dim, gain, clamp, save, inplace, out)
+    if inplace or out is not None:
+        raise TypeError("inplace=True and out= do not go with scale, dropout_p or residual: drop them")
+    p, drops = dropout_p, training is not False
+    return run_epilogue(input, bias, resolved, dim, gain, clamp, save, scale, p, drops, residual, generator)
 
 
 def run(
@@ -89,6 +108,43 @@ def run(
         raise _explained(error, kernel, input, bias, dim, gain, save, out) from None
 
 
+def run_epilogue(
+    input: Tensor,
+    bias: Tensor | None,
+    resolved: registry.Resolved,
+    dim: int,
+    gain: float,
+    clamp: Limits,
+    save: str,
+    scale: Tensor | None,
+    dropout_p: float,
+    training: bool,
+    residual: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """`bias_act` with scale, dropout or residual, and with the activation's parameters already checked."""
+    kernel, scalars, weight = resolved
+    if save not in ("auto", "input"):
+        raise ValueError(f"save={save!r}: with scale, dropout_p or residual backward reads the input; use save='auto'")
+    low, high = (None, None) if clamp is None else registry.bounds(clamp)
+    seed = None
+    if training and dropout_p != 0:
+        # The mask is a function of this number, which any transform of torch sees drawn.
+        if isinstance(input, Tensor):
+            seed = torch.randint(2**63 - 1, (), generator=generator, device=input.device)
+        elif hasattr(input, "new_empty"):  # a proxy of torch.fx, whose device is not known yet
+            seed = input.new_empty((), dtype=torch.int64).random_(generator=generator)
+    settings = (weight, scale, residual, seed, kernel, scalars, dim, gain, low, high, dropout_p)
+    if is_dynamo_compiling() or has_torch_function_variadic(input, bias, scale, residual):
+        result: Tensor = torch.ops.fusedact.bias_act_epilogue(input, bias, *settings)
+        return result
+    try:
+        return _C.bias_act_epilogue(input, bias, *settings)
+    except TypeError as error:
+        more = {"scale": scale, "residual": residual, "dropout_p": dropout_p}
+        raise _explained(error, kernel, input, bias, dim, gain, save, None, **more) from None
+
+
 def _overridden(
     input: Tensor, bias: Tensor | None, settings: tuple[Any, ...], inplace: bool, out: Tensor | None
 ) -> Tensor:
@@ -106,6 +162,10 @@ def _overridden(
 
 _NAMED = "        activation: a name from `fusedact.activations()`, or an alias; a Python callable raises TypeError.\n"
 bias_act.__doc__ = f"""clamp(gain * activation(input + bias)), in one pass over memory, forward and backward.
+
+    With scale, dropout_p or residual: residual + dropout(clamp(gain * activation(input * scale + bias))), likewise. The
+    mask is recomputed in backward from a number that torch's generator gives: it takes no memory, follows
+    torch.manual_seed, and does not depend on strides, threads or the processor. As in torch, a dropped NaN stays NaN.
 
 {_SHAPES.format(parameters=_NAMED).rstrip()}
 
@@ -161,6 +221,8 @@ def signature(row: Activation) -> inspect.Signature:
         inspect.Parameter(p.name, inspect.Parameter.KEYWORD_ONLY, default=p.default, annotation=annotation(p))
         for p in row.parameters
     ]
+    names = {p.name for p in own}
+    rest = [p for p in rest if p.name not in names]
     return inspect.Signature([*first, *own, *rest], return_annotation="Tensor")
 
 
@@ -188,16 +250,18 @@ def legal_range(parameter: registry.Parameter) -> str:
     return parameter.reason
 
 
-def _explained(error: TypeError, name: str, *arguments: Any) -> TypeError:
+def _explained(error: TypeError, name: str, *arguments: Any, **more: Any) -> TypeError:
     """Which argument had the wrong type; called after the extension refused them all with one signature."""
     expected = {
         "input": (Tensor,), "bias": (Tensor, type(None)), "dim": (int,), "gain": (int, float), "save": (str,),
-        "out": (Tensor, type(None)),
+        "out": (Tensor, type(None)), "scale": (Tensor, type(None)), "residual": (Tensor, type(None)),
+        "dropout_p": (int, float),
     }  # fmt: skip
+    given = dict(zip(expected, arguments, strict=False)) | more
     wrong = [
-        f"{argument} must be {' or '.join(t.__name__ for t in types)}, but got {value!r}"
-        for (argument, types), value in zip(expected.items(), arguments, strict=True)
-        if not isinstance(value, types)
+        f"{argument} must be {' or '.join(t.__name__ for t in expected[argument])}, but got {value!r}"
+        for argument, value in given.items()
+        if not isinstance(value, expected[argument])
     ]
     own = registry.get(name).parameters
     if own and isinstance(arguments[1], (int, float, str)):

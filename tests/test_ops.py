@@ -98,6 +98,8 @@ def test_every_operator_is_checked() -> None:
     """Here is a list of all operators; a new one must be added, and to the tests above."""
     named = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fusedact::")}
     known = {"bias_act", "bias_act.out", "bias_act_", "bias_act_mask", "bias_act_backward", "bias_act_double_backward"}
+    known |= {"bias_act_epilogue", "bias_act_epilogue_backward", "dropout_mask"}  # test_epilogue.py
+    known |= {"batch_norm_act", "batch_norm_act_backward"}  # test_batch_norm.py
     assert named == {f"fusedact::{name}" for name in known}
 
 

@@ -40,12 +40,22 @@ class Fused:
         save: str = "auto",
         inplace: bool = False,
         ours: bool = False,
+        scale: Tensor | None = None,
+        dropout_p: float = 0.0,
+        training: bool = True,
+        residual: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """`fusedact.bias_act` with this module's activation and parameters: what layers call.
 
         `ours` says that nobody else reads `input`, so that it may be overwritten where backward does not need it.
         """
         resolved = self.row.resolve(input, **self.arguments())
+        if scale is not None or residual is not None or dropout_p != 0:
+            p = dropout_p
+            return functional.run_epilogue(
+                input, bias, resolved, dim, gain, clamp, save, scale, p, training, residual, generator
+            )
         return functional.run(
             input, bias, resolved, dim, gain, clamp, save, inplace or (ours and _overwritable(resolved)), None
         )

@@ -189,11 +189,14 @@ class ConvTranspose3d(_Transposed, nn.ConvTranspose3d):
 class BiasAct(nn.Module):
     """clamp(gain * activation(input + bias)), with a bias that learns, zero at first.
 
+    With dropout_p, and called with a residual: residual + dropout(clamp(gain * activation(input + bias))), as the end
+    of a transformer's block (`BiasAct(768, "identity", dim=-1, dropout_p=0.1)(x, residual)`).
+
     Args:
         num_features: input.size(dim), the number of elements of the bias.
         activation: a name from `fusedact.activations()`, or a module of `fusedact.nn`.
         dim: the dimension of the input along which the bias runs.
-        gain, clamp, save: as for `fusedact.bias_act`.
+        gain, clamp, save, dropout_p: as for `fusedact.bias_act`; dropout in training only.
 
     The remaining keywords are those of the activation's module (`negative_slope=`, `approximate=`, `learnable=`, ...);
     what it learns stands under `activation.` in the state_dict.
@@ -210,11 +213,15 @@ class BiasAct(nn.Module):
         gain: float = 1.0,
         clamp: Limits = None,
         save: str = "auto",
+        dropout_p: float = 0.0,
         **params: Any,
     ) -> None:
         super().__init__()
         self.num_features, self.dim, self.gain, self.clamp, self.save = num_features, dim, gain, clamp, save
+        self.dropout_p = dropout_p
         registry.bounds(clamp)
+        if not 0 <= dropout_p <= 1:
+            raise ValueError(f"dropout_p must be in [0, 1], but got {dropout_p}")
         self.activation = _activation(activation, params, {"device": device, "dtype": dtype})
         self.bias = nn.Parameter(torch.empty(num_features, device=device, dtype=dtype))
         self.reset_parameters()
@@ -223,10 +230,17 @@ class BiasAct(nn.Module):
         """Set the bias to zero."""
         nn.init.zeros_(self.bias)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Any shape with num_features elements in `dim`; the result has the same."""
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Any shape with num_features elements in `dim`; residual and result have the same."""
         result: Tensor = self.activation.bias_act(
-            input, self.bias, dim=self.dim, gain=self.gain, clamp=self.clamp, save=self.save
+            input,
+            self.bias,
+            dim=self.dim,
+            gain=self.gain,
+            clamp=self.clamp,
+            save=self.save,
+            dropout_p=self.dropout_p if self.training else 0.0,
+            residual=residual,
         )
         return result
 
@@ -234,6 +248,7 @@ class BiasAct(nn.Module):
         """The arguments that differ from their defaults."""
         shown = [f"{self.num_features}", f"dim={self.dim}"]
         shown += [f"gain={self.gain}"] * (self.gain != 1) + [f"clamp={self.clamp}"] * (self.clamp is not None)
+        shown += [f"dropout_p={self.dropout_p}"] * (self.dropout_p != 0)
         return ", ".join(shown + [f"save={self.save!r}"] * (self.save != "auto"))
 
 
