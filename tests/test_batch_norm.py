@@ -218,14 +218,15 @@ def test_vmap_and_jacobians(where: tuple[int | None, ...]) -> None:
 
 
 def test_opcheck() -> None:
-    x, vector = torch.randn(3, 4, 5, requires_grad=True), torch.rand(4, requires_grad=True)
+    x, grad = (torch.randn(3, 4, 5, requires_grad=True) for _ in range(2))
+    vector, bias = (torch.rand(4, requires_grad=True) for _ in range(2))
     for act_weight, name, scalars in ((None, "silu", ()), (torch.rand(4, requires_grad=True), "prelu", (0.25,))):
-        arguments = (x, vector, vector * 1, act_weight, 1e-5, name, scalars)
+        arguments = (x, vector, bias, act_weight, 1e-5, name, scalars)
         torch.library.opcheck(OPS.batch_norm_act.default, arguments)
         cheap = ("test_schema", "test_autograd_registration", "test_faketensor")
         asked = (True, True, True, act_weight is not None)
         saved = (torch.rand(4), torch.rand(4), 1e-5, name, scalars)
-        arguments = (x, x, vector, vector * 1, act_weight, *saved, *asked)
+        arguments = (grad, x, vector, bias, act_weight, *saved, *asked)
         torch.library.opcheck(OPS.batch_norm_act_backward.default, arguments, test_utils=cheap)
 
 
@@ -245,7 +246,8 @@ def test_compile_and_export(backend: str) -> None:
         wanted.sin().sum().backward()
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(other.state_dict(), layer.state_dict(), rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x), rtol=1e-6, atol=1e-6)
+        exported = torch.export.export(copy.deepcopy(layer), (x,)).module()
+        torch.testing.assert_close(exported(x), copy.deepcopy(layer)(x), rtol=1e-6, atol=1e-6)
 
 
 def test_autocast() -> None:

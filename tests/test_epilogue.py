@@ -256,7 +256,7 @@ def test_values_and_gradients(options: dict[str, Any], dtype: torch.dtype) -> No
 
             y, wanted = run(epilogue, mine), run(composed, theirs)
             eps = torch.finfo(dtype).eps
-            limit = {"rtol": 0.51 * eps, "atol": 4e-7} if eps > 1e-6 else {"rtol": 0, "atol": 16 * eps}
+            limit = {"rtol": 0.51 * eps, "atol": 4e-7} if eps > 1e-6 else {"rtol": 4 * eps, "atol": 8 * eps}
             assert y.dtype == dtype
             torch.testing.assert_close(y.double(), wanted, **limit, msg=lambda m, n=name: f"{n}: {m}")
             if name not in ("gapped", "sliced"):
@@ -266,7 +266,8 @@ def test_values_and_gradients(options: dict[str, Any], dtype: torch.dtype) -> No
             got = torch.autograd.grad(y, [mine[i] for i in edges], grad)
             exact = torch.autograd.grad(wanted, [theirs[i] for i in edges], grad.double())
             for g, e in zip(got, exact, strict=True):
-                many = {"rtol": 0.51 * eps, "atol": 3e-5} if eps > 1e-6 else {"rtol": 0, "atol": 300 * eps}
+                # Sums of up to 2400 terms; in float64 neither side is wider than what it sums.
+                many = {"rtol": 0.51 * eps, "atol": 3e-5} if eps > 1e-6 else {"rtol": 0, "atol": max(3e-13, 300 * eps)}
                 torch.testing.assert_close(g.double(), e, **many, msg=lambda m, n=name: f"{n}: {m}")
 
 
