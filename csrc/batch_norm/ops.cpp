@@ -167,6 +167,7 @@ NormGradients batch_norm_act_backward_cpu(const Tensor& grad, const Tensor& inpu
                             .scalars = scalars_of(settings),
                             .dropout = {},
                             .grad_x = nullptr,
+                            .raw = false,
                             .grad_bias = {},
                             .grad_scale = {},
                             .grad_weight = {},
@@ -176,6 +177,14 @@ NormGradients batch_norm_act_backward_cpu(const Tensor& grad, const Tensor& inpu
   Tensor sum = vector(channels), moment = vector(channels);
   sums.grad_bias = {sum.mutable_data_ptr(), DType::float64};
   sums.grad_scale = {moment.mutable_data_ptr(), DType::float64};
+  // What f' costs is not paid twice, where r can be kept as it is: not in 16 bits, which would round it, and not for
+  // activations that cost less than a store and a load.
+  Tensor grad_x = asked.input ? empty_like_cpu(x) : Tensor();
+  const bool kept = asked.input && x.element_size() > 2 && !plan.activation.masked && !plan.activation.wide;
+  if (kept) {
+    sums.grad_x = grad_x.mutable_data_ptr();
+    sums.raw = true;
+  }
   cpu::epilogue_backward(plan.activation, sums);
   if (asked.act_weight) {
     EpilogueBackwardArgs third = args;
@@ -189,11 +198,14 @@ NormGradients batch_norm_act_backward_cpu(const Tensor& grad, const Tensor& inpu
   double count = static_cast<double>(x.numel() / channels);
   Tensor slope = folded.scale * folded.invstd.square() * moment * (-1 / count),
          offset = folded.scale * sum * (-1 / count);
-  Tensor grad_x = empty_like_cpu(x);
   args.slope = along(slope);
   args.offset = along(offset);
   args.grad_x = grad_x.mutable_data_ptr();
-  cpu::epilogue_backward(plan.activation, args);
+  if (kept) {  // r takes the place of grad, and there is no f'
+    args.grad = args.grad_x;
+    args.bias = args.weight = {};
+  }
+  cpu::epilogue_backward(kept ? *find_activation("identity") : plan.activation, args);
   return {std::move(grad_x), std::move(weight_sum), std::move(bias_sum), std::move(act_sum)};
 }
 

@@ -128,7 +128,7 @@ void run_epilogue_backward(const Activation& a, const EpilogueBackwardArgs& args
       slope(args.slope, args.shape, rows, C(0)), offset(args.offset, args.shape, rows, C(0));
   const bool drops = args.dropout.source != Dropout::Source::none;
   const bool gathers = scale.present_in_call() || slope.present_in_call() || args.grad_scale.data;
-  const bool stream = beyond_cache(rows.numel * size_of(args.dtype));
+  const bool stream = args.grad != args.grad_x && beyond_cache(rows.numel * size_of(args.dtype));
   const Storage<C> storage(args.dtype);
   // Where f' is constant, x is not needed: the slope from an output, of which nothing is read, is the same.
   const Saved kind = args.x ? Saved::input : Saved::output;
@@ -162,14 +162,14 @@ void run_epilogue_backward(const Activation& a, const EpilogueBackwardArgs& args
         v = buffers[3];
       }
       C* grad_x = args.grad_x ? storage.place(args.grad_x, at, buffers[4]) : nullptr;
-      C* r = gathers || !grad_x ? buffers[5] : grad_x;
+      C* r = !grad_x || (gathers && !args.raw) ? buffers[5] : grad_x;
       C* second = into.weight ? into.weight + done : nullptr;
       differentiate({n, 1, 0, g, x ? v : g, nullptr, 0, here(met.bias), here(met.weight), &args.scalars, r,
                      into.bias ? into.bias + done : nullptr, args.grad_scale.data ? nullptr : second,
                      past && r == grad_x});
       if (gathers)
-        own.gather[wide]({n, r, x, here(scales), here(centers), here(slopes), here(offsets), grad_x,
-                          args.grad_scale.data ? second : nullptr, past});
+        own.gather[wide]({n, r, x, here(scales), here(centers), here(slopes), here(offsets),
+                          args.raw ? nullptr : grad_x, args.grad_scale.data ? second : nullptr, past});
       if (grad_x) storage.put(args.grad_x, at, n, grad_x, stream);
     }
   };
@@ -208,17 +208,11 @@ void moments(const MomentsArgs& args) {
   using C = double;
   const Rows rows = rows_of(args.shape, true);
   const Operands<C> operands({args.shift, DType::float64, Extent::channel}, {}, args.shape, rows);
-  const Storage<C> storage(args.dtype);
-  const auto add = epilogue_runs().moments;
+  const auto add = epilogue_runs().moments[static_cast<int>(args.dtype)];
   const Wanted wanted[2] = {{{args.sum, DType::float64}, false}, {{args.square, DType::float64}, false}};
-  for_tiles(args.shape, rows, operands, args.parallel, grain, wanted, 1,
-            [&](const auto& met, Sums<C> into, int64_t first, int64_t count, int64_t) {
-              alignas(64) C buffer[block];
-              for (int64_t done = 0; done < count; done += block) {
-                const int64_t n = std::min(block, count - done);
-                add({n, storage.read(args.x, first + done, n, buffer), advanced(met.bias, done, sizeof(C)),
-                     into.bias + done, into.weight + done});
-              }
+  for_tiles(args.shape, rows, operands, args.parallel, grain, wanted, block_rows,
+            [&](const auto& met, Sums<C> into, int64_t at, int64_t count, int64_t together) {
+              add({count, together, rows.length, offset(args.x, at, args.dtype), met.bias, into.bias, into.weight});
             });
 }
 

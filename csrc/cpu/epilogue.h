@@ -35,10 +35,11 @@ struct GatherRun {
   bool stream;
 };
 
-// sum += x - shift, square += (x - shift)^2, one per element; float64 only
+// sum += x - shift, square += (x - shift)^2 in float64, over `rows` runs of `count` elements, `pitch` apart: one sum per
+// element, or, where the shift stands still, any of them may hold what belongs to all.
 struct MomentsRun {
-  int64_t count;
-  const double* x;
+  int64_t count, rows, pitch;
+  const void* x;  // of the storage type
   Lane shift;
   double *sum, *square;
 };
@@ -50,13 +51,13 @@ struct MaskRun {
   void* mask;
 };
 
-// By compute type: float, double.
+// By compute type: float, double. `moments` by storage type.
 struct EpilogueKernels {
   void (*multiply[2])(const MultiplyRun&);
   void (*finish[2])(const FinishRun&);
   void (*gather[2])(const GatherRun&);
   void (*mask[2])(const MaskRun&);
-  void (*moments)(const MomentsRun&);
+  void (*moments[dtype_count])(const MomentsRun&);
 };
 
 namespace default_ {

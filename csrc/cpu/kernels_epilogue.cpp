@@ -41,12 +41,40 @@ void gather_run(const GatherRun& run) {
   if (run.stream) stream_fence();
 }
 
+template <class S>
+FUSEDACT_INLINE Pack<double> read_wide(const S* p, Whole<double>) {
+  return load<double>(p);
+}
+template <class S>
+FUSEDACT_INLINE Pack<double> read_wide(const S* p, Part part) {
+  return load<double>(p, part.count);
+}
+
+template <class S>
 void moments_run(const MomentsRun& run) {
+  const S* x = static_cast<const S*>(run.x);
+  const bool still = run.shift.step == 0;
+  Pack<double> all(0), all_square(0);
   for_packs<double>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
-    Pack<double> d = read<double>(run.x + i, width) - along<double>(run.shift, i, width);
-    add_to(run.sum + i, d, width);
-    add_to(run.square + i, d * d, width);
+    const Pack<double> shift = along<double>(run.shift, i, width);
+    Pack<double> sum(0), square(0);
+    for (int64_t row = 0, at = i; row < run.rows; ++row, at += run.pitch) {
+      Pack<double> d = read_wide(x + at, width) - shift;
+      sum = sum + d;
+      square = fma(d, d, square);
+    }
+    if (still && std::is_same_v<decltype(width), Whole<double>>) {
+      all = all + sum;
+      all_square = all_square + square;
+    } else {
+      add_to(run.sum + i, sum, width);
+      add_to(run.square + i, square, width);
+    }
   });
+  if (still && run.count >= Pack<double>::size) {
+    add_to(run.sum, all, Whole<double>{});
+    add_to(run.square, all_square, Whole<double>{});
+  }
 }
 
 // ---- Philox4x32-10 --------------------------------------------------------------------------------------------------
@@ -149,7 +177,7 @@ EpilogueKernels FUSEDACT_CPU_CAPABILITY::epilogue_kernels() {
           {finish_run<float>, finish_run<double>},
           {gather_run<float>, gather_run<double>},
           {mask_run<float>, mask_run<double>},
-          moments_run};
+          {moments_run<float>, moments_run<double>, moments_run<BFloat16>, moments_run<Half>}};
 }
 
 }  // namespace fusedact::cpu

@@ -62,7 +62,8 @@ struct EpilogueBackwardArgs {
   Vector center, slope, offset;  // [channels], or absent; the last two go together
   Scalars scalars;
   Dropout dropout;
-  void* grad_x = nullptr;  // [outer, channels, inner]; null: the sums only
+  void* grad_x = nullptr;  // [outer, channels, inner]; may be grad; null: the sums only
+  bool raw = false;        // r alone goes to grad_x
   Sum grad_bias;           // [channels]
   Sum grad_scale;          // [channels]
   Sum grad_weight;         // [channels] or [1], as weight.extent says; not together with grad_scale

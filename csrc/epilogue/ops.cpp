@@ -135,6 +135,7 @@ EpilogueGradients bias_act_epilogue_backward_cpu(const Tensor& grad, const OptTe
                                            .scalars = scalars_of(call),
                                            .dropout = held.dropout,
                                            .grad_x = grad_x.mutable_data_ptr(),
+                                           .raw = false,
                                            .grad_bias = sum_of(bias_sum, asked.bias),
                                            .grad_scale = sum_of(scale_sum, asked.scale),
                                            .grad_weight = sum_of(weight_sum, asked.weight),
