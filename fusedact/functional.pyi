@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fusedact import registry
@@ -23,6 +24,20 @@ def run(
     inplace: bool,
     out: Tensor | None,
 ) -> Tensor: ...
+def run_epilogue(
+    input: Tensor,
+    bias: Tensor | None,
+    resolved: registry.Resolved,
+    dim: int,
+    gain: float,
+    clamp: Limits,
+    save: str,
+    scale: Tensor | None,
+    dropout_p: float,
+    training: bool,
+    residual: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor: ...
 def signature(row: Activation) -> inspect.Signature: ...
 def annotation(parameter: registry.Parameter) -> str: ...
 def legal_range(parameter: registry.Parameter) -> str: ...
@@ -37,6 +52,11 @@ def bias_act(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
     **params: Any,
 ) -> Tensor: ...
 def identity(
@@ -49,6 +69,11 @@ def identity(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def relu(
     input: Tensor,
@@ -60,6 +85,11 @@ def relu(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def relu6(
     input: Tensor,
@@ -71,6 +101,11 @@ def relu6(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def leaky_relu(
     input: Tensor,
@@ -83,6 +118,11 @@ def leaky_relu(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def prelu(
     input: Tensor,
@@ -95,6 +135,11 @@ def prelu(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def rrelu(
     input: Tensor,
@@ -109,6 +154,10 @@ def rrelu(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def elu(
     input: Tensor,
@@ -121,6 +170,11 @@ def elu(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def celu(
     input: Tensor,
@@ -133,6 +187,11 @@ def celu(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def selu(
     input: Tensor,
@@ -144,6 +203,11 @@ def selu(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def gelu(
     input: Tensor,
@@ -156,6 +220,11 @@ def gelu(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def gelu_tanh(
     input: Tensor,
@@ -167,6 +236,11 @@ def gelu_tanh(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def quick_gelu(
     input: Tensor,
@@ -178,6 +252,11 @@ def quick_gelu(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def silu(
     input: Tensor,
@@ -189,6 +268,11 @@ def silu(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def swish(
     input: Tensor,
@@ -201,6 +285,11 @@ def swish(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def mish(
     input: Tensor,
@@ -212,6 +301,11 @@ def mish(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def softplus(
     input: Tensor,
@@ -225,6 +319,11 @@ def softplus(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def sigmoid(
     input: Tensor,
@@ -236,6 +335,11 @@ def sigmoid(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def logsigmoid(
     input: Tensor,
@@ -247,6 +351,11 @@ def logsigmoid(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def tanh(
     input: Tensor,
@@ -258,6 +367,11 @@ def tanh(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def tanhshrink(
     input: Tensor,
@@ -269,6 +383,11 @@ def tanhshrink(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def softsign(
     input: Tensor,
@@ -280,6 +399,11 @@ def softsign(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def hardtanh(
     input: Tensor,
@@ -293,6 +417,11 @@ def hardtanh(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def clamp(
     input: Tensor,
@@ -306,6 +435,11 @@ def clamp(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def hardsigmoid(
     input: Tensor,
@@ -317,6 +451,11 @@ def hardsigmoid(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def hardswish(
     input: Tensor,
@@ -328,6 +467,11 @@ def hardswish(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def hardshrink(
     input: Tensor,
@@ -340,6 +484,11 @@ def hardshrink(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def softshrink(
     input: Tensor,
@@ -352,6 +501,11 @@ def softshrink(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def threshold(
     input: Tensor,
@@ -365,6 +519,11 @@ def threshold(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def fatrelu(
     input: Tensor,
@@ -377,6 +536,11 @@ def fatrelu(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def squared_relu(
     input: Tensor,
@@ -388,6 +552,11 @@ def squared_relu(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def hard_mish(
     input: Tensor,
@@ -399,6 +568,11 @@ def hard_mish(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def softcap(
     input: Tensor,
@@ -411,6 +585,11 @@ def softcap(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def situ(
     input: Tensor,
@@ -423,6 +602,11 @@ def situ(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def elup1(
     input: Tensor,
@@ -434,6 +618,11 @@ def elup1(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def square(
     input: Tensor,
@@ -445,6 +634,11 @@ def square(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def signed_sqrt(
     input: Tensor,
@@ -456,6 +650,11 @@ def signed_sqrt(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def cos(
     input: Tensor,
@@ -467,6 +666,11 @@ def cos(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 def sin(
     input: Tensor,
@@ -478,6 +682,11 @@ def sin(
     save: str = "auto",
     inplace: bool = False,
     out: Tensor | None = None,
+    scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+    training: bool | None = None,
+    residual: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor: ...
 
 linear = identity

@@ -28,6 +28,11 @@ class Fused:
         save: str = "auto",
         inplace: bool = False,
         ours: bool = False,
+        scale: Tensor | None = None,
+        dropout_p: float = 0.0,
+        training: bool = True,
+        residual: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor: ...
     def forward(self, input: Tensor) -> Tensor: ...
 

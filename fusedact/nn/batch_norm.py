@@ -1,7 +1,8 @@
 """Batch normalisation fused with the activation after it: subclasses of torch.nn's, with its arguments and state_dict.
 
 With running statistics (eval mode) the layer is one pass: a scale and a bias per channel, then the activation. With
-those of the batch it is one pass for the statistics and one for the rest, and two backward. Knows no activation by name.
+those of the batch it is one pass for the statistics and one for the rest, and two backward.
+Knows no activation by name.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class _BatchNormAct(_BatchNorm):
         Raises:
             ValueError: the wrong number of dims or channels, or one value per channel in training.
         """
-        self._check_input_dim(input)
+        cast(Any, self)._check_input_dim(input)
         if not self.training and self.running_mean is not None and self.running_var is not None:
             return self._with(input, self.running_mean, self.running_var)
         factor = self.momentum or 0.0

@@ -84,7 +84,7 @@ class Activated(nn.Module):
         init_for_activation_(self)
 
 
-def _arguments(layer: type[Activated]) -> set[str]:
+def _arguments(layer: type[nn.Module]) -> set[str]:
     """The names of the arguments of the torch.nn class beneath `layer`."""
     base = next(c for c in layer.__mro__ if c.__module__.startswith("torch.nn"))
     return set(inspect.signature(base).parameters)
