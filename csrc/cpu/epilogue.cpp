@@ -56,7 +56,7 @@ class Along {
  public:
   Along(const Vector& v, const Shape& s, const Rows& rows, C neutral)
       : operand_(v, s, rows, neutral), rows_(rows), present_(present(v)) {}
-  bool present_in_call() const { return present_; }
+  bool given() const { return present_; }
   Lane at(int64_t flat, C (&lane)[lane_count]) const {
     return operand_.at(flat / rows_.length, flat % rows_.length, flat, lane);
   }
@@ -92,13 +92,13 @@ void run_epilogue(const Activation& a, const EpilogueArgs& args) {
   for_elements(rows, operands, args.parallel, grain, [&](const auto& met, auto, int64_t first, int64_t count, int64_t) {
     alignas(64) C buffers[5][block];
     C scale_lane[lane_count];
-    const Lane scales = scale.present_in_call() ? scale.at(first, scale_lane) : Lane{};
+    const Lane scales = scale.given() ? scale.at(first, scale_lane) : Lane{};
     for (int64_t done = 0; done < count; done += block) {
       const int64_t at = first + done, n = std::min(block, count - done);
       const bool past = stream && !storage.converts();
       const C* v = storage.read(args.x, at, n, buffers[0]);
       C* y = storage.place(args.y, at, buffers[1]);
-      if (scale.present_in_call()) {
+      if (scale.given()) {
         own.multiply[wide]({n, v, advanced(scales, done, sizeof(C)), buffers[2]});
         v = buffers[2];
       }
@@ -127,7 +127,7 @@ void run_epilogue_backward(const Activation& a, const EpilogueBackwardArgs& args
   const Along<C> scale(args.scale, args.shape, rows, C(1)), center(args.center, args.shape, rows, C(0)),
       slope(args.slope, args.shape, rows, C(0)), offset(args.offset, args.shape, rows, C(0));
   const bool drops = args.dropout.source != Dropout::Source::none;
-  const bool gathers = scale.present_in_call() || slope.present_in_call() || args.grad_scale.data;
+  const bool gathers = scale.given() || slope.given() || args.grad_scale.data;
   const bool stream = args.grad != args.grad_x && beyond_cache(rows.numel * size_of(args.dtype));
   const Storage<C> storage(args.dtype);
   // Where f' is constant, x is not needed: the slope from an output, of which nothing is read, is the same.
@@ -141,7 +141,7 @@ void run_epilogue_backward(const Activation& a, const EpilogueBackwardArgs& args
     if (gathers) {
       scales = scale.at(first, lanes[0]);
       centers = center.at(first, lanes[1]);
-      if (slope.present_in_call()) {
+      if (slope.given()) {
         slopes = slope.at(first, lanes[2]);
         offsets = offset.at(first, lanes[3]);
       }
@@ -157,7 +157,7 @@ void run_epilogue_backward(const Activation& a, const EpilogueBackwardArgs& args
         g = buffers[2];
       }
       const C* v = x;
-      if (x && scale.present_in_call()) {
+      if (x && scale.given()) {
         own.multiply[wide]({n, x, here(scales), buffers[3]});
         v = buffers[3];
       }
