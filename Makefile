@@ -14,13 +14,18 @@ TESTS  ?= -n auto
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
+# What a wheel promises to run on, and what it expects the installed torch to bring.
+MANYLINUX    := manylinux_2_28_$(shell uname -m)
+TORCH_BRINGS := libtorch* libc10* libgomp*
+TEST_REQUIRES := expecttest hypothesis matplotlib mpmath numpy pytest pytest-xdist rich scikit-learn scipy typer
+
 # What pyproject.toml asks of a build; without isolation pip does not look.
 BUILD_REQUIRES = $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt
 FORMATTED = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-all lint lint-python lint-types lint-cpp format generate wheel clean FORCE
+.PHONY: help build demo test bench bench-all lint lint-python lint-types lint-cpp format generate wheel wheel-test clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -63,8 +68,20 @@ generate: build ## write what is made from the registry: type stubs, docs/activa
 	$(BIN)/python -m fusedact list --markdown > docs/activations.md.new
 	mv docs/activations.md.new docs/activations.md
 
-wheel: build ## a wheel for this Python and this torch, in dist/
-	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+wheel: build ## a manylinux wheel for this Python and this torch, in dist/
+	rm -rf build/wheel
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(BIN)/auditwheel repair --plat $(MANYLINUX) $(TORCH_BRINGS:%=--exclude '%') --wheel-dir dist build/wheel/*.whl
+	@ls -lh dist/*.whl | awk '{print $$9 ": " $$5}'
+
+wheel-test: wheel ## install that wheel into an environment without a compiler, and run the tests there
+	rm -rf build/wheel-test && mkdir -p build/wheel-test
+	$(PYTHON) -m venv build/wheel-test/venv
+	build/wheel-test/venv/bin/python -m pip --disable-pip-version-check install -q $(TORCH) $(TEST_REQUIRES)
+	build/wheel-test/venv/bin/python -m pip --disable-pip-version-check install -q --no-deps \
+	  "$$(ls -t dist/*.whl | head -n 1)"
+	cp -r tests benchmarks pyproject.toml build/wheel-test/
+	cd build/wheel-test && PATH=/nonexistent CXX=/nonexistent venv/bin/python -m pytest $(TESTS)
 
 clean: ## remove everything that was made, the environment too
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmark-results

@@ -1,4 +1,4 @@
-"""The command line: `python -m fusedact info | list | accuracy | demo`.
+"""The command line: `python -m fusedact info | list | accuracy | demo | cmake-dir`.
 
 Turns the registry, the extension's facts and measurements into tables, JSON or Markdown. The only file that imports
 typer and rich, apart from the demo.
@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -65,6 +66,12 @@ def info(as_json: Json = False) -> None:
         shown = f"{value / 2**20:,.0f} MiB" if name.endswith("_bytes") else str(value)
         table.add_row("memory: " + name.removesuffix("_bytes"), shown)
     console.print(table)
+
+
+@app.command("cmake-dir")
+def cmake_dir() -> None:
+    """Print the folder of fusedactConfig.cmake: cmake -Dfusedact_DIR=$(python -m fusedact cmake-dir)."""
+    print(Path(fusedact.__file__).parent / "cmake")
 
 
 def _parameters(row: Activation) -> str:
