@@ -8,9 +8,9 @@
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/library.h>
 
-#include "checks.h"
 #include "composite.h"
 #include "forward_mode.h"
+#include "nodes.h"
 
 namespace fusedact {
 namespace {
@@ -18,63 +18,6 @@ namespace {
 namespace autograd = torch::autograd;
 using autograd::SavedVariable;
 using autograd::variable_list;
-
-// ---- what a Node keeps ----------------------------------------------------------------------------------------------
-
-std::string_view name_of(Saved saved) {
-  return saved == Saved::input ? "input" : saved == Saved::output ? "output" : "mask";
-}
-
-// A Call that outlives the caller's strings and lists.
-class KeptCall {
- public:
-  void keep(const Call& call, const Plan& plan) {
-    call_ = call;
-    params_.assign(call.params.begin(), call.params.end());
-    call_.activation = plan.activation.name;
-    call_.dim = plan.dim;
-    call_.save = name_of(plan.save);
-  }
-  Call get() const {
-    Call call = call_;
-    call.params = params_;
-    return call;
-  }
-
- private:
-  Call call_;
-  c10::SmallVector<double, 2> params_;
-};
-
-// The bias: v = x + bias is recomputed where the input is saved. Elsewhere only its length and dtype matter, and a
-// change of its values between forward and backward does no harm, so its version is not watched.
-class KeptBias {
- public:
-  void keep(const OptTensor& bias, bool values) {
-    if (!bias) return;
-    if (values)
-      saved_ = SavedVariable(*bias, false);
-    else
-      like_ = *bias;
-  }
-  OptTensor get() const {
-    Tensor bias = like_.defined() ? like_ : saved_.unpack();
-    return bias.defined() ? OptTensor(bias) : OptTensor();
-  }
-  void reset() {
-    saved_.reset_data();
-    like_.reset();
-  }
-
- private:
-  SavedVariable saved_;
-  Tensor like_;
-};
-
-OptTensor unpack_optional(const SavedVariable& saved) {
-  Tensor tensor = saved.unpack();
-  return tensor.defined() ? OptTensor(tensor) : OptTensor();
-}
 
 OptTensor if_input(const Call& call, const OptTensor& bias) { return call.save == "input" ? bias : OptTensor(); }
 
@@ -184,14 +127,6 @@ Tensor bias_act_tangent(const Tensor& input, const OptTensor& bias, const OptTen
 }
 
 // ---- bias_act -------------------------------------------------------------------------------------------------------
-
-void check_weight_learns(const OptTensor& weight, const Plan& plan) {
-  if (!weight || !(autograd::compute_requires_grad(*weight) || is_dual(*weight))) return;
-  TORCH_CHECK_VALUE(plan.weight != Extent::full, "fusedact (", plan.activation.name,
-                    "): weight has one element for each of x (a noise) and has no gradient; pass weight.detach()");
-  TORCH_CHECK_VALUE(plan.save == Saved::input, "fusedact (", plan.activation.name, "): save='", name_of(plan.save),
-                    "': the gradient of the weight needs the input; use save='input', or pass weight.detach()");
-}
 
 c10::intrusive_ptr<BiasActBackward0> make_node(const Tensor& input, const OptTensor& bias, const OptTensor& weight,
                                                const Call& call, const Plan& plan) {

@@ -10,35 +10,25 @@
 #include <vector>
 
 namespace fusedact {
+
+std::string name_of(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
+
+bool supported(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
+}
+
+void Reasons::raise_if_any(std::string_view who) const {
+  if (reasons_.empty()) [[likely]]
+    return;
+  std::ostringstream message;
+  message << "fusedact (" << who << "): ";
+  if (reasons_.size() > 1) message << reasons_.size() << " problems:";
+  for (const std::string& reason : reasons_) message << (reasons_.size() > 1 ? "\n  - " : "") << reason;
+  TORCH_CHECK_TYPE(!dtype_, message.str());
+  TORCH_CHECK_VALUE(false, message.str());
+}
+
 namespace {
-
-// Why a call is refused. All reasons are given at once; one about a dtype makes it a TypeError.
-class Reasons {
- public:
-  template <class... Words>
-  void add(const Words&... words) {
-    reasons_.push_back(c10::str(words...));
-  }
-  template <class... Words>
-  void add_dtype(const Words&... words) {
-    dtype_ = true;
-    add(words...);
-  }
-  void raise_if_any(std::string_view activation) const {
-    if (reasons_.empty()) [[likely]]
-      return;
-    std::ostringstream message;
-    message << "fusedact (" << activation << "): ";
-    if (reasons_.size() > 1) message << reasons_.size() << " problems:";
-    for (const std::string& reason : reasons_) message << (reasons_.size() > 1 ? "\n  - " : "") << reason;
-    TORCH_CHECK_TYPE(!dtype_, message.str());
-    TORCH_CHECK_VALUE(false, message.str());
-  }
-
- private:
-  std::vector<std::string> reasons_;
-  bool dtype_ = false;
-};
 
 // How many letters to insert, drop, replace or swap with their neighbour.
 int edit_distance(std::string_view a, std::string_view b) {
@@ -70,12 +60,6 @@ int edit_distance(std::string_view a, std::string_view b) {
     message << (i == 0 ? "; did you mean " : " or ") << "'" << near[i].second << "'";
   message << (near.empty() ? "; " : "? ") << "fusedact.activations() lists all " << activations().size();
   TORCH_CHECK_VALUE(false, message.str());
-}
-
-std::string name_of(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
-
-bool supported(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
 }
 
 // "x has 128 channels in dim 1 (shape [8, 128, 32])"
@@ -157,12 +141,11 @@ Saved check_save(Reasons& reasons, const Activation& activation, bool weight, co
 
 }  // namespace
 
-Plan check(const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+Plan check(Reasons& reasons, const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
   const Activation* activation = find_activation(call.activation);
   if (activation == nullptr) [[unlikely]]
     raise_unknown(call.activation);
 
-  Reasons reasons;
   if (!supported(x.scalar_type()))
     reasons.add_dtype("x is ", name_of(x.scalar_type()), ", but it must be float32, float64, bfloat16 or float16");
   if (call.params.size() != static_cast<size_t>(activation->params))
@@ -183,8 +166,14 @@ Plan check(const Tensor& x, const OptTensor& bias, const OptTensor& weight, cons
     if (weight && activation->weight) extent = check_weight(reasons, *weight, x, dim);
   }
   Saved save = check_save(reasons, *activation, weight.has_value(), call);
-  reasons.raise_if_any(call.activation);
   return {*activation, dim, save, extent, bias.has_value() || extent == Extent::channel};
+}
+
+Plan check(const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  Reasons reasons;
+  Plan plan = check(reasons, x, bias, weight, call);
+  reasons.raise_if_any(call.activation);
+  return plan;
 }
 
 void check_out(const Tensor& input, const Call& call, const Tensor& out) {

@@ -2,9 +2,34 @@
 // of them is a dtype. Works on symbolic shapes.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "ops.h"
 
 namespace fusedact {
+
+// Why a call is refused. All reasons are given at once; one about a dtype makes it a TypeError.
+class Reasons {
+ public:
+  template <class... Words>
+  void add(const Words&... words) {
+    reasons_.push_back(c10::str(words...));
+  }
+  template <class... Words>
+  void add_dtype(const Words&... words) {
+    dtype_ = true;
+    add(words...);
+  }
+  void raise_if_any(std::string_view activation) const;
+
+ private:
+  std::vector<std::string> reasons_;
+  bool dtype_ = false;
+};
+
+std::string name_of(at::ScalarType dtype);  // as Python spells it
+bool supported(at::ScalarType dtype);
 
 // What a call that has passed the checks means.
 struct Plan {
@@ -16,6 +41,8 @@ struct Plan {
 };
 
 Plan check(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call&);
+// The same as part of a larger check, which raises.
+Plan check(Reasons&, const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call&);
 
 // That a result of `input` may be written to `out`.
 void check_out(const Tensor& input, const Call&, const Tensor& out);
