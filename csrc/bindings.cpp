@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "linear/linear.h"
 #include "memory.h"
 #include "ops.h"
 
@@ -66,6 +67,14 @@ py::object py_bias_act_out(const Tensor& input, const OptTensor& bias, const Opt
   return out;
 }
 
+Tensor py_linear_act(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
+                     String activation, const Params& params, double gain, OptDouble clamp_min, OptDouble clamp_max,
+                     String save) {
+  py::gil_scoped_release no_gil;
+  return linear::linear_act(input, weight, bias, param,
+                            {activation, params.values, -1, gain, clamp_min, clamp_max, save});
+}
+
 py::list py_activations() {
   py::list rows;
   for (const Activation& a : activations()) {
@@ -94,13 +103,10 @@ py::dict py_memory_stats() {
 }
 
 // So that grad_fn shows as <BiasActBackward0 object at ...>, like those of torch.
-void name_nodes() {
-  static std::array<PyTypeObject, std::tuple_size_v<decltype(node_types())>> types{};
-  auto nodes = node_types();
-  for (size_t i = 0; i < nodes.size(); ++i) {
-    torch::autograd::_initFunctionPyTypeObject(types[i], nodes[i].name, nullptr, nullptr);
-    torch::autograd::registerCppFunction(nodes[i].type, &types[i]);
-  }
+void name_node(const NodeType& node) {
+  auto* type = new PyTypeObject{};  // for as long as the process lives
+  torch::autograd::_initFunctionPyTypeObject(*type, node.name, nullptr, nullptr);
+  torch::autograd::registerCppFunction(node.type, type);
 }
 
 }  // namespace
@@ -110,10 +116,12 @@ PYBIND11_MODULE(_C, m) {
   options.disable_function_signatures();
   m.doc() = "fusedact's operators (importing torch first is the caller's duty)";
 
-  name_nodes();
+  for (const NodeType& node : node_types()) name_node(node);
+  name_node(linear::node_type());
   m.def("bias_act", py_bias_act);
   m.def("bias_act_", py_bias_act_inplace);
   m.def("bias_act_out", py_bias_act_out);
+  m.def("linear_act", py_linear_act);
 
   m.def("activations", py_activations);
   m.def("capability", cpu::capability);
