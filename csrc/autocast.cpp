@@ -2,17 +2,9 @@
 // float32; the kernels take that mixture as it is. Whatever else does not fit is cast. The input keeps its dtype.
 #include <torch/library.h>
 
-#include "ops.h"
+#include "autocast.h"
 
 namespace fusedact {
-
-OptTensor fitted(const OptTensor& parameter, const Tensor& x) {
-  if (!parameter || !at::isFloatingType(x.scalar_type()) || !at::isFloatingType(parameter->scalar_type()))
-    return parameter;
-  at::ScalarType wide = compute_dtype(x.scalar_type());
-  if (parameter->scalar_type() == x.scalar_type() && parameter->dim() <= 1) return parameter;
-  return parameter->to(wide);
-}
 
 namespace {
 

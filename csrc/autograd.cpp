@@ -8,7 +8,6 @@
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/library.h>
 
-#include "checks.h"
 #include "composite.h"
 #include "forward_mode.h"
 #include "nodes.h"
@@ -128,14 +127,6 @@ Tensor bias_act_tangent(const Tensor& input, const OptTensor& bias, const OptTen
 }
 
 // ---- bias_act -------------------------------------------------------------------------------------------------------
-
-void check_weight_learns(const OptTensor& weight, const Plan& plan) {
-  if (!weight || !(autograd::compute_requires_grad(*weight) || is_dual(*weight))) return;
-  TORCH_CHECK_VALUE(plan.weight != Extent::full, "fusedact (", plan.activation.name,
-                    "): weight has one element for each of x (a noise) and has no gradient; pass weight.detach()");
-  TORCH_CHECK_VALUE(plan.save == Saved::input, "fusedact (", plan.activation.name, "): save='", name_of(plan.save),
-                    "': the gradient of the weight needs the input; use save='input', or pass weight.detach()");
-}
 
 c10::intrusive_ptr<BiasActBackward0> make_node(const Tensor& input, const OptTensor& bias, const OptTensor& weight,
                                                const Call& call, const Plan& plan) {

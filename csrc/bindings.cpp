@@ -8,6 +8,7 @@
 
 #include "batch_norm/ops.h"
 #include "epilogue/ops.h"
+#include "linear/linear.h"
 #include "memory.h"
 
 // The list of scalar parameters: a tuple or list of floats.
@@ -84,6 +85,14 @@ std::tuple<Tensor, Tensor, Tensor> py_batch_norm_act(const Tensor& input, const 
   return batch_norm::batch_norm_act(input, {weight, bias, act_weight}, {activation, params.values, eps});
 }
 
+Tensor py_linear_act(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
+                     String activation, const Params& params, double gain, OptDouble clamp_min, OptDouble clamp_max,
+                     String save) {
+  py::gil_scoped_release no_gil;
+  return linear::linear_act(input, weight, bias, param,
+                            {activation, params.values, -1, gain, clamp_min, clamp_max, save});
+}
+
 py::list py_activations() {
   py::list rows;
   for (const Activation& a : activations()) {
@@ -114,7 +123,7 @@ py::dict py_memory_stats() {
 // So that grad_fn shows as <BiasActBackward0 object at ...>, like those of torch.
 void name_nodes() {
   static std::deque<PyTypeObject> types;  // which stay where they are
-  for (const auto& family : {node_types(), epilogue::node_types(), batch_norm::node_types()})
+  for (const auto& family : {node_types(), epilogue::node_types(), batch_norm::node_types(), linear::node_types()})
     for (const NodeType& node : family) {
       PyTypeObject& type = types.emplace_back();
       torch::autograd::_initFunctionPyTypeObject(type, node.name, nullptr, nullptr);
@@ -133,6 +142,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("bias_act", py_bias_act);
   m.def("bias_act_", py_bias_act_inplace);
   m.def("bias_act_out", py_bias_act_out);
+  m.def("linear_act", py_linear_act);
 
   m.def("bias_act_epilogue", py_bias_act_epilogue);
   m.def("batch_norm_act", py_batch_norm_act);

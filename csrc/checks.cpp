@@ -8,6 +8,24 @@
 #include <sstream>
 
 namespace fusedact {
+
+std::string name_of(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
+
+bool supported(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
+}
+
+void Reasons::raise_if_any(std::string_view who) const {
+  if (reasons_.empty()) [[likely]]
+    return;
+  std::ostringstream message;
+  message << "fusedact (" << who << "): ";
+  if (reasons_.size() > 1) message << reasons_.size() << " problems:";
+  for (const std::string& reason : reasons_) message << (reasons_.size() > 1 ? "\n  - " : "") << reason;
+  TORCH_CHECK_TYPE(!dtype_, message.str());
+  TORCH_CHECK_VALUE(false, message.str());
+}
+
 namespace {
 
 // How many letters to insert, drop, replace or swap with their neighbour.
@@ -40,10 +58,6 @@ int edit_distance(std::string_view a, std::string_view b) {
     message << (i == 0 ? "; did you mean " : " or ") << "'" << near[i].second << "'";
   message << (near.empty() ? "; " : "? ") << "fusedact.activations() lists all " << activations().size();
   TORCH_CHECK_VALUE(false, message.str());
-}
-
-bool supported(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
 }
 
 // "x has 128 channels in dim 1 (shape [8, 128, 32])"
@@ -117,32 +131,12 @@ Saved check_save(Reasons& reasons, const Activation& activation, bool weight, co
 
 }  // namespace
 
-void Reasons::raise_if_any(std::string_view activation) const {
-  if (reasons_.empty()) [[likely]]
-    return;
-  std::ostringstream message;
-  message << "fusedact (" << activation << "): ";
-  if (reasons_.size() > 1) message << reasons_.size() << " problems:";
-  for (const std::string& reason : reasons_) message << (reasons_.size() > 1 ? "\n  - " : "") << reason;
-  TORCH_CHECK_TYPE(!dtype_, message.str());
-  TORCH_CHECK_VALUE(false, message.str());
-}
-
 void check_channels(Reasons& reasons, const char* name, const Tensor& vector, const Tensor& x, int64_t dim) {
   check_vector(reasons, name, vector, x);
   if (vector.dim() != 1)
     reasons.add(name, " has shape ", vector.sym_sizes(), ", but it must have one dim, as long as x's dim ", dim);
   else if (vector.sym_size(0) != (x.dim() == 0 ? c10::SymInt(1) : x.sym_size(dim)))
     reasons.add(name, " has ", vector.sym_size(0), " elements, but ", channels_of(x, dim));
-}
-
-std::string name_of(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
-
-Plan check(const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
-  Reasons reasons;
-  Plan plan = check(reasons, x, bias, weight, call);
-  reasons.raise_if_any(call.activation);
-  return plan;
 }
 
 Plan check(Reasons& reasons, const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
@@ -171,6 +165,13 @@ Plan check(Reasons& reasons, const Tensor& x, const OptTensor& bias, const OptTe
   }
   Saved save = check_save(reasons, *activation, weight.has_value(), call);
   return {*activation, dim, save, extent, bias.has_value() || extent == Extent::channel};
+}
+
+Plan check(const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
+  Reasons reasons;
+  Plan plan = check(reasons, x, bias, weight, call);
+  reasons.raise_if_any(call.activation);
+  return plan;
 }
 
 void check_out(const Tensor& input, const Call& call, const Tensor& out) {

@@ -28,7 +28,8 @@ class Reasons {
   bool dtype_ = false;
 };
 
-std::string name_of(at::ScalarType dtype);
+std::string name_of(at::ScalarType dtype);  // as Python spells it
+bool supported(at::ScalarType dtype);
 
 // What a call that has passed the checks means.
 struct Plan {

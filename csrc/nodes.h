@@ -1,9 +1,11 @@
-// What the Nodes of every operator keep from forward to backward.
+// What the autograd kernels of all operators share: what a Node keeps beside saved tensors, and what may learn.
 #pragma once
 
+#include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
 #include "checks.h"
+#include "forward_mode.h"
 
 namespace fusedact {
 
@@ -60,6 +62,15 @@ class KeptBias {
 inline OptTensor unpack_optional(const torch::autograd::SavedVariable& saved) {
   Tensor tensor = saved.unpack();
   return tensor.defined() ? OptTensor(tensor) : OptTensor();
+}
+
+// That a weight which learns is one whose gradient backward can compute.
+inline void check_weight_learns(const OptTensor& weight, const Plan& plan) {
+  if (!weight || !(torch::autograd::compute_requires_grad(*weight) || is_dual(*weight))) return;
+  TORCH_CHECK_VALUE(plan.weight != Extent::full, "fusedact (", plan.activation.name,
+                    "): weight has one element for each of x (a noise) and has no gradient; pass weight.detach()");
+  TORCH_CHECK_VALUE(plan.save == Saved::input, "fusedact (", plan.activation.name, "): save='", name_of(plan.save),
+                    "': the gradient of the weight needs the input; use save='input', or pass weight.detach()");
 }
 
 }  // namespace fusedact

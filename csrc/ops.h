@@ -20,11 +20,6 @@ namespace fusedact {
 // The dtype that `dtype` is computed in.
 inline at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
-// ---- autocast -------------------------------------------------------------------------------------------------------
-
-// A parameter as the kernels take it: x's dtype, or float32 beside 16-bit x; a noise in the compute dtype.
-OptTensor fitted(const OptTensor& parameter, const Tensor& x);
-
 // ---- autograd -------------------------------------------------------------------------------------------------------
 
 // The Nodes, by the names under which Python shows them as `grad_fn`.

@@ -66,6 +66,18 @@ def batch_norm_act(
     activation: str,
     params: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]: ...
+def linear_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    param: Tensor | None,
+    activation: str,
+    params: Sequence[float],
+    gain: float,
+    clamp_min: float | None,
+    clamp_max: float | None,
+    save: str,
+) -> Tensor: ...
 def activations() -> list[dict[str, Any]]: ...
 def capability() -> str: ...
 def memory_stats() -> dict[str, Any]: ...

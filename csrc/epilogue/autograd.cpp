@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/library.h>
 
+#include "../autocast.h"
 #include "../composite.h"
 #include "../forward_mode.h"
 #include "../nodes.h"

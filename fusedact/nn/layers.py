@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusedact import registry
+from fusedact import gemm, registry
 from fusedact.nn.activation import MODULES, Fused
 from fusedact.registry import Limits
 
@@ -101,7 +101,8 @@ class Linear(Activated, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.activation is None:
             return nn.Linear.forward(self, input)
-        return self._activate(F.linear(input, self.weight))
+        act = self.activation
+        return gemm.run(input, self.weight, self.bias, gemm.resolve(act.row, input, self.weight, act.arguments()))
 
 
 class Bilinear(Activated, nn.Bilinear):
