@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "gated/ops.h"
 #include "memory.h"
 #include "ops.h"
 
@@ -66,6 +67,14 @@ py::object py_bias_act_out(const Tensor& input, const OptTensor& bias, const Opt
   return out;
 }
 
+Tensor py_gated_act(const Tensor& input, const OptTensor& other, const OptTensor& bias, const OptTensor& other_bias,
+                    String activation, const Params& params, int64_t dim, String gate, String layout, OptDouble limit,
+                    double alpha, double offset) {
+  py::gil_scoped_release no_gil;
+  return gated_act({input, other, bias, other_bias},
+                   {activation, params.values, dim, gate, layout, limit, alpha, offset});
+}
+
 py::list py_activations() {
   py::list rows;
   for (const Activation& a : activations()) {
@@ -95,8 +104,9 @@ py::dict py_memory_stats() {
 
 // So that grad_fn shows as <BiasActBackward0 object at ...>, like those of torch.
 void name_nodes() {
-  static std::array<PyTypeObject, std::tuple_size_v<decltype(node_types())>> types{};
-  auto nodes = node_types();
+  const auto [first, second] = node_types();
+  const std::array nodes{first, second, gated_node_type()};
+  static std::array<PyTypeObject, std::tuple_size_v<decltype(nodes)>> types{};
   for (size_t i = 0; i < nodes.size(); ++i) {
     torch::autograd::_initFunctionPyTypeObject(types[i], nodes[i].name, nullptr, nullptr);
     torch::autograd::registerCppFunction(nodes[i].type, &types[i]);
@@ -114,6 +124,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("bias_act", py_bias_act);
   m.def("bias_act_", py_bias_act_inplace);
   m.def("bias_act_out", py_bias_act_out);
+
+  m.def("gated_act", py_gated_act);
 
   m.def("activations", py_activations);
   m.def("capability", cpu::capability);

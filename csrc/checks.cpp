@@ -12,34 +12,6 @@
 namespace fusedact {
 namespace {
 
-// Why a call is refused. All reasons are given at once; one about a dtype makes it a TypeError.
-class Reasons {
- public:
-  template <class... Words>
-  void add(const Words&... words) {
-    reasons_.push_back(c10::str(words...));
-  }
-  template <class... Words>
-  void add_dtype(const Words&... words) {
-    dtype_ = true;
-    add(words...);
-  }
-  void raise_if_any(std::string_view activation) const {
-    if (reasons_.empty()) [[likely]]
-      return;
-    std::ostringstream message;
-    message << "fusedact (" << activation << "): ";
-    if (reasons_.size() > 1) message << reasons_.size() << " problems:";
-    for (const std::string& reason : reasons_) message << (reasons_.size() > 1 ? "\n  - " : "") << reason;
-    TORCH_CHECK_TYPE(!dtype_, message.str());
-    TORCH_CHECK_VALUE(false, message.str());
-  }
-
- private:
-  std::vector<std::string> reasons_;
-  bool dtype_ = false;
-};
-
 // How many letters to insert, drop, replace or swap with their neighbour.
 int edit_distance(std::string_view a, std::string_view b) {
   std::vector<std::vector<int>> d(a.size() + 1, std::vector<int>(b.size() + 1));
@@ -72,19 +44,21 @@ int edit_distance(std::string_view a, std::string_view b) {
   TORCH_CHECK_VALUE(false, message.str());
 }
 
+}  // namespace
+
+const Activation& activation_named(std::string_view name) {
+  const Activation* activation = find_activation(name);
+  if (activation == nullptr) [[unlikely]]
+    raise_unknown(name);
+  return *activation;
+}
+
 std::string name_of(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
 
 bool supported(at::ScalarType dtype) {
   return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
 }
 
-// "x has 128 channels in dim 1 (shape [8, 128, 32])"
-std::string channels_of(const Tensor& x, int64_t dim) {
-  if (x.dim() == 0) return "x is a scalar, which has 1 channel";
-  return c10::str("x has ", x.sym_size(dim), " channels in dim ", dim, " (shape ", x.sym_sizes(), ")");
-}
-
-// A vector parameter: in x's dtype, or in float32 beside 16-bit x; on x's device.
 void check_vector(Reasons& reasons, const char* name, const Tensor& vector, const Tensor& x) {
   bool native = vector.scalar_type() == x.scalar_type() ||
                 (vector.scalar_type() == at::kFloat && compute_dtype(x.scalar_type()) == at::kFloat);
@@ -93,6 +67,14 @@ void check_vector(Reasons& reasons, const char* name, const Tensor& vector, cons
                       ": it must be ", name_of(x.scalar_type()), x.element_size() == 2 ? " or float32" : "");
   if (vector.device() != x.device())
     reasons.add(name, " is on ", vector.device(), ", but x is on ", x.device(), ": move one with .to()");
+}
+
+namespace {
+
+// "x has 128 channels in dim 1 (shape [8, 128, 32])"
+std::string channels_of(const Tensor& x, int64_t dim) {
+  if (x.dim() == 0) return "x is a scalar, which has 1 channel";
+  return c10::str("x has ", x.sym_size(dim), " channels in dim ", dim, " (shape ", x.sym_sizes(), ")");
 }
 
 void check_bias(Reasons& reasons, const Tensor& bias, const Tensor& x, int64_t dim) {
@@ -158,10 +140,7 @@ Saved check_save(Reasons& reasons, const Activation& activation, bool weight, co
 }  // namespace
 
 Plan check(const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
-  const Activation* activation = find_activation(call.activation);
-  if (activation == nullptr) [[unlikely]]
-    raise_unknown(call.activation);
-
+  const Activation* activation = &activation_named(call.activation);
   Reasons reasons;
   if (!supported(x.scalar_type()))
     reasons.add_dtype("x is ", name_of(x.scalar_type()), ", but it must be float32, float64, bfloat16 or float16");

@@ -2,9 +2,55 @@
 // of them is a dtype. Works on symbolic shapes.
 #pragma once
 
+#include <sstream>
+#include <string>
+#include <vector>
+
 #include "ops.h"
 
 namespace fusedact {
+
+// ---- what the checks of every operator are made of -------------------------------------------------------------------
+
+// Why a call is refused. All reasons are given at once; one about a dtype makes it a TypeError.
+class Reasons {
+ public:
+  template <class... Words>
+  void add(const Words&... words) {
+    reasons_.push_back(c10::str(words...));
+  }
+  template <class... Words>
+  void add_dtype(const Words&... words) {
+    dtype_ = true;
+    add(words...);
+  }
+  void raise_if_any(std::string_view activation) const {
+    if (reasons_.empty()) [[likely]]
+      return;
+    std::ostringstream message;
+    message << "fusedact (" << activation << "): ";
+    if (reasons_.size() > 1) message << reasons_.size() << " problems:";
+    for (const std::string& reason : reasons_) message << (reasons_.size() > 1 ? "\n  - " : "") << reason;
+    TORCH_CHECK_TYPE(!dtype_, message.str());
+    TORCH_CHECK_VALUE(false, message.str());
+  }
+
+ private:
+  std::vector<std::string> reasons_;
+  bool dtype_ = false;
+};
+
+// The activation of that name, or an exception that lists the near ones.
+const Activation& activation_named(std::string_view name);
+
+std::string name_of(at::ScalarType dtype);
+// Whether there are kernels for it.
+bool supported(at::ScalarType dtype);
+
+// A vector parameter: in x's dtype, or in float32 beside 16-bit x; on x's device.
+void check_vector(Reasons& reasons, const char* name, const Tensor& vector, const Tensor& x);
+
+// ---- bias_act ---------------------------------------------------------------------------------------------------------
 
 // What a call that has passed the checks means.
 struct Plan {

@@ -42,6 +42,20 @@ def bias_act_out(
     save: str,
     out: Tensor,
 ) -> Tensor: ...
+def gated_act(
+    input: Tensor,
+    other: Tensor | None,
+    bias: Tensor | None,
+    other_bias: Tensor | None,
+    activation: str,
+    params: Sequence[float],
+    dim: int,
+    gate: str,
+    layout: str,
+    limit: float | None,
+    alpha: float,
+    offset: float,
+) -> Tensor: ...
 def activations() -> list[dict[str, Any]]: ...
 def capability() -> str: ...
 def memory_stats() -> dict[str, Any]: ...

@@ -3,10 +3,12 @@
 Every class here whose name torch.nn has is a subclass of torch.nn's, with the same constructor, repr and state_dict.
 """
 
-from fusedact.nn import activation, layers
+from fusedact.nn import activation, gated, layers
 from fusedact.nn.activation import *  # noqa: F403
 from fusedact.nn.activation import __all__ as _activations
+from fusedact.nn.gated import *  # noqa: F403
+from fusedact.nn.gated import __all__ as _gated
 from fusedact.nn.layers import *  # noqa: F403
 from fusedact.nn.layers import __all__ as _layers
 
-__all__ = ["activation", "layers", *_activations, *_layers]
+__all__ = ["activation", "gated", "layers", *_activations, *_gated, *_layers]
