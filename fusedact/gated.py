@@ -48,24 +48,26 @@ def gated_act(
     ==================  ==============================================================================
 
     Args:
-        input: any shape and strides, input.size(dim) even; or two tensors of the same shape and dtype. float32, float64,
-            bfloat16 or float16.
-        bias: None, or [input.size(dim)], its halves laid out as the input's; for two tensors (first, second), each None or
-            [size(dim)]. Of the input's dtype, or float32 beside a 16-bit input.
+        input: any shape and strides, input.size(dim) even; or two tensors of the same shape and dtype. float32,
+            float64, bfloat16 or float16.
+        bias: None, or [input.size(dim)], its halves laid out as the input's; for two tensors (first, second), each
+            None or [size(dim)]. Of the input's dtype, or float32 beside a 16-bit input.
         activation: a name from `fusedact.activations()`, or an alias.
         dim: the dimension that holds the halves, and along which the biases run.
-        gate: which half, or which of two tensors, the activation is of: "first" (Llama, vLLM, Megatron) or "second" (torch's
-            GLU, diffusers).
+        gate: which half, or which of two tensors, the activation is of: "first" (Llama, vLLM, Megatron) or "second"
+            (torch's GLU, diffusers).
         layout: where the halves lie along `dim`: "concat", one after the other, or "interleaved", element by element
             (gpt-oss). Two tensors have none.
-        limit: None, or a positive bound: the gate becomes min(gate, limit) and the value clamp(value, -limit, limit), each
-            after its bias. As for torch.clamp, the gradient passes at the bound itself.
-        alpha: activation(alpha * gate) / alpha stands in place of activation(gate): gate * sigmoid(alpha * gate) for silu.
-            The slope at 0 stays what it is. Where the activation has an alpha of its own (elu, celu), it is that one.
+        limit: None, or a positive bound: the gate becomes min(gate, limit) and the value clamp(value, -limit, limit),
+            each after its bias. As for torch.clamp, the gradient passes at the bound itself.
+        alpha: activation(alpha * gate) / alpha stands in place of activation(gate), which for silu is gpt-oss's
+            gate * sigmoid(alpha * gate); the slope at 0 stays what it is. Where the activation has an alpha of its
+            own (elu, celu), it is that one.
         offset: added to the value after the clamp.
 
     The remaining keywords are the activation's own parameters, as for `bias_act`. With a tensor as parameter (a learned
-    beta), or random ones (rrelu in training), the result is composed of `bias_act` and torch's operators, in several passes.
+    beta), or a random one (rrelu in training), the result is composed of `bias_act` and torch's operators, in several
+    passes.
 
     Returns:
         A tensor with half of `dim`, or of the shape of the two; of the input's dtype, and its order of strides.
@@ -162,8 +164,7 @@ def _composed(
 def split(x: Tensor, dim: int, layout: str) -> Pair:
     """The first and second half of `x` along `dim`, as views."""
     if layout == "interleaved":
-        pairs = x.unflatten(dim, (-1, 2))
-        first, second = pairs.unbind(dim + 1 if dim >= 0 else dim)
-        return first, second
+        rows = x.movedim(dim, -1)
+        return rows[..., 0::2].movedim(-1, dim), rows[..., 1::2].movedim(-1, dim)
     first, second = x.chunk(2, dim)
     return first, second

@@ -1,14 +1,11 @@
-// The passes of gated units: from whole tensors to runs. In blocks that stay in the first-level cache, the runs of bias_act
-// compute the activation and its slope, and the runs of kernels_gated.cpp the rest, so that each tensor is read once from
-// memory and no activation is compiled anew.
+// The two passes of gated units: from whole tensors to runs of the kernels. Halves are read where they lie; what is 16-bit,
+// interleaved, or in rows too short for a run goes through blocks that stay in the first-level cache.
 //
 // Knows no SIMD and no torch.
 #include "gated.h"
 
 #include <cstring>
-#include <limits>
 
-#include "../gated/kernels.h"
 #include "blocks.h"
 #include "isa.h"
 #include "tiles.h"
@@ -18,6 +15,11 @@ namespace {
 
 constexpr int64_t grain = 16384;  // break-even for a second thread, as for one exponential per element
 constexpr int64_t block = 512;    // elements of a buffer; a dozen of them stay in the first-level cache
+
+const GatedKernels& gated() {
+  static const GatedKernels kernels = FUSEDACT_OF_ISA(gated_kernels)();
+  return kernels;
+}
 
 template <class C>
 struct Buffer {
@@ -62,13 +64,16 @@ class Storage {
 template <class C>
 class Access {
  public:
-  Access(const Halves& halves, DType dtype, const GatedKernels& kernels)
-      : halves_(halves), dtype_(dtype), storage_(dtype), kernels_(kernels) {}
+  Access(const Halves& halves, DType dtype)
+      : halves_(halves), storage_(dtype), split_(gated().split[sizeof(C) == 8]), merge_(gated().merge[sizeof(C) == 8]) {
+    std::fill_n(nothing_, lane_count, C(-0.0));  // x + (-0) is x for every x
+  }
 
   // How many of `n` elements from `at` on to take at once: long rows are cut where they end, short ones are gathered.
   int64_t take(int64_t at, int64_t n) const {
-    n = std::min(n, block);
-    return halves_.step == 1 && halves_.length >= block / 4 ? std::min(n, halves_.length - at % halves_.length) : n;
+    if (halves_.step == 2 || halves_.length < block / 4) return std::min(n, block);
+    n = std::min(n, halves_.length - at % halves_.length);
+    return storage_.converts() ? std::min(n, block) : n;
   }
 
   struct Both {
@@ -79,7 +84,7 @@ class Access {
       const bool second = gate > value;
       alignas(64) C pairs[2 * block];
       const C* from = storage_.in(second ? value : gate, 2 * at, 2 * n, pairs);
-      second ? kernels_.split(from, values, gates, n) : kernels_.split(from, gates, values, n);
+      second ? split_(from, values, gates, n) : split_(from, gates, values, n);
       return {gates, values};
     }
     if (whole(at, n)) {
@@ -103,8 +108,8 @@ class Access {
       void* to = second ? value : gate;
       alignas(64) C buffer[2 * block];
       C* pairs = storage_.out(to, 2 * at, buffer);
-      second ? kernels_.merge(values, gates, pairs, n, stream && !storage_.converts())
-             : kernels_.merge(gates, values, pairs, n, stream && !storage_.converts());
+      second ? merge_(values, gates, pairs, n, stream && !storage_.converts())
+             : merge_(gates, values, pairs, n, stream && !storage_.converts());
       return storage_.finish(pairs, to, 2 * at, 2 * n, stream);
     }
     if (whole(at, n)) {
@@ -118,6 +123,7 @@ class Access {
   }
 
   const Storage<C>& storage() const { return storage_; }
+  Lane nothing() const { return {nothing_, 0}; }
 
  private:
   int64_t place(int64_t at) const { return at / halves_.length * halves_.pitch + at % halves_.length; }
@@ -131,53 +137,9 @@ class Access {
   }
 
   Halves halves_;
-  DType dtype_;
   Storage<C> storage_;
-  GatedKernels kernels_;
-};
-
-// What both passes know of a call, in the compute type.
-template <class C>
-class Unit {
- public:
-  Unit(const Activation& a, const GatedScalars& s)
-      : kernels(FUSEDACT_OF_ISA(gated_kernels)(sizeof(C) == 8)),
-        limit(s.limited ? s.limit : std::numeric_limits<double>::infinity()),
-        prepared_(s.limited || s.alpha != 1.0),
-        alpha_(s.alpha),
-        scalars_{.params = s.params},
-        forward_(cpu::kernels().forward[a.index][sizeof(C) == 8]),
-        backward_(cpu::kernels().backward[static_cast<int>(Saved::input)][a.index][sizeof(C) == 8]) {
-    std::fill_n(nothing_, lane_count, C(-0.0));  // x + (-0) is x for every x
-  }
-
-  // alpha gate', which the activation is of: x itself with its bias still to be added, or in `buffer`, complete.
-  struct Argument {
-    const C* t;
-    Lane bias;
-  };
-  Argument argument(const C* gate, Lane bias, int64_t n, C* buffer) const {
-    if (!prepared_) return {gate, bias};
-    kernels.gate({n, gate, bias, alpha_, limit, buffer});
-    return {buffer, nothing()};
-  }
-  void activate(const Argument& v, int64_t n, C* a) const {
-    forward_({n, v.t, v.bias, {}, &scalars_, a, nullptr, 0, false});
-  }
-  void slope(const Argument& v, const C* grad, int64_t n, C* grad_gate, C* sum, bool stream) const {
-    backward_({n, 1, 0, grad, v.t, nullptr, 0, v.bias, {}, &scalars_, grad_gate, sum, nullptr, stream});
-  }
-  Lane nothing() const { return {nothing_, 0}; }
-
-  const GatedKernels kernels;
-  const double limit;
-
- private:
-  bool prepared_;
-  double alpha_;
-  Scalars scalars_;
-  void (*forward_)(const ForwardRun&);
-  void (*backward_)(const BackwardRun&);
+  Split split_;
+  Merge merge_;
   C nothing_[lane_count];
 };
 
@@ -185,23 +147,21 @@ bool per_channel(const Vector& v) { return v.extent == Extent::channel; }
 
 template <class C>
 void run_forward(const Activation& a, const GatedForwardArgs& args) {
-  const GatedScalars& s = args.scalars;
   const Rows rows = rows_of(args.shape, per_channel(args.gate_bias) || per_channel(args.value_bias));
   const Operands<C> operands(args.gate_bias, args.value_bias, args.shape, rows);
-  const Unit<C> unit(a, s);
-  const Access<C> access(args.halves, args.dtype, unit.kernels);
+  const Access<C> access(args.halves, args.dtype);
   const Storage<C>& storage = access.storage();
   const bool stream = beyond_cache(rows.numel * size_of(args.dtype));
+  const auto kernel = gated().forward[a.index][sizeof(C) == 8];
   for_elements(rows, operands, args.parallel, grain, [&](const auto& met, auto, int64_t at, int64_t count, int64_t) {
-    Buffer<C> gates, values, t, activated, result;
+    Buffer<C> gates, values, result;
     for (int64_t done = 0, n; done < count; done += n) {
       n = access.take(at + done, count - done);
       const auto [gate, value] = access.in(args.gate, args.value, at + done, n, gates, values);
-      const Lane value_bias = operands.has_weight ? advanced(met.weight, done, sizeof(C)) : unit.nothing();
-      unit.activate(unit.argument(gate, advanced(met.bias, done, sizeof(C)), n, t), n, activated);
       C* y = storage.out(args.y, at + done, result);
-      unit.kernels.forward({n, activated, value, value_bias, 1 / s.alpha, s.offset, unit.limit, s.limited, y,
-                            stream && !storage.converts()});
+      kernel({n, gate, value, advanced(met.bias, done, sizeof(C)),
+              operands.has_weight ? advanced(met.weight, done, sizeof(C)) : access.nothing(), &args.scalars, y,
+              stream && !storage.converts()});
       storage.finish(y, args.y, at + done, n, stream);
     }
   });
@@ -209,37 +169,35 @@ void run_forward(const Activation& a, const GatedForwardArgs& args) {
 
 template <class C>
 void run_backward(const Activation& a, const GatedBackwardArgs& args) {
-  const GatedScalars& s = args.scalars;
   const bool sums = args.grad_gate_bias.data || args.grad_value_bias.data;
   const Rows rows = rows_of(args.shape, sums || per_channel(args.gate_bias) || per_channel(args.value_bias));
   const Operands<C> operands(args.gate_bias, args.value_bias, args.shape, rows);
-  const Unit<C> unit(a, s);
-  const Access<C> access(args.halves, args.dtype, unit.kernels);
+  const Access<C> access(args.halves, args.dtype);
   const Storage<C>& storage = access.storage();
-  const bool stream = beyond_cache(2 * rows.numel * size_of(args.dtype)), at_once = stream && !storage.converts();
-  auto run = [&](const auto& met, Sums<C> into, int64_t at, int64_t count, int64_t) {
-    Buffer<C> gates, values, incoming, t, activated, of_a, of_gate, of_value;
+  const bool stream = beyond_cache(2 * rows.numel * size_of(args.dtype));
+  const auto kernel = gated().backward[a.index][sizeof(C) == 8];
+  const int64_t pitch = args.halves.pitch ? args.halves.pitch : rows.length;  // two tensors lie as the result does
+  auto run = [&](const auto& met, Sums<C> into, int64_t at, int64_t count, int64_t together) {
+    Buffer<C> gates, values, incoming, of_gate, of_value;
     for (int64_t done = 0, n; done < count; done += n) {
       n = access.take(at + done, count - done);
       const auto [gate, value] = access.in(args.gate, args.value, at + done, n, gates, values);
       const C* grad = storage.in(args.grad, at + done, n, incoming);
-      const Lane gate_bias = advanced(met.bias, done, sizeof(C));
-      const Lane value_bias = operands.has_weight ? advanced(met.weight, done, sizeof(C)) : unit.nothing();
-      const auto argument = unit.argument(gate, gate_bias, n, t);
-      unit.activate(argument, n, activated);
-      C* grad_value = access.out(args.grad_value, at + done, n, of_value);
       C* grad_gate = access.out(args.grad_gate, at + done, n, of_gate);
-      const bool past = at_once && grad_value != of_value;
-      unit.kernels.backward({n, grad, activated, gate, value, gate_bias, value_bias, 1 / s.alpha, s.offset, unit.limit,
-                             s.limited, t, of_a, grad_value, into.weight ? into.weight + done : nullptr, past});
-      unit.slope(argument, of_a, n, grad_gate, into.bias ? into.bias + done : nullptr, past);
-      if (grad_value == of_value)
-        access.finish(grad_gate, grad_value, args.grad_gate, args.grad_value, at + done, n, stream);
+      C* grad_value = access.out(args.grad_value, at + done, n, of_value);
+      const bool in_place = grad_value != of_value;
+      kernel({n, together, rows.length, pitch, grad, gate, value, advanced(met.bias, done, sizeof(C)),
+              operands.has_weight ? advanced(met.weight, done, sizeof(C)) : access.nothing(), &args.scalars, grad_gate,
+              grad_value, into.bias ? into.bias + done : nullptr, into.weight ? into.weight + done : nullptr,
+              stream && in_place});
+      if (!in_place) access.finish(grad_gate, grad_value, args.grad_gate, args.grad_value, at + done, n, stream);
     }
   };
   if (!sums) return for_elements(rows, operands, args.parallel, grain, run);
   const Wanted wanted[2] = {{args.grad_gate_bias, false}, {args.grad_value_bias, false}};
-  for_tiles(args.shape, rows, operands, args.parallel, grain, wanted, 1, run);
+  // Two rows share each load and store of a sum, where a row is one of the halves, and nothing is converted.
+  const bool alike = args.halves.step == 1 && (args.halves.pitch == 0 || rows.length == args.halves.length);
+  for_tiles(args.shape, rows, operands, args.parallel, grain, wanted, alike && !storage.converts() ? 2 : 1, run);
 }
 
 bool computed_in_double(const Activation& a, DType t) { return t == DType::float64 || a.wide; }

@@ -1,43 +1,31 @@
-// What the per-ISA code offers to gated.cpp beside the runs of the activations: what happens around an activation in a gated
-// unit, over a run of consecutive elements in the compute type. No ISA, no template.
+// What the per-ISA kernels offer to gated.cpp: functions over a run of consecutive elements in the compute type, one per
+// activation, in tables; and what takes pairs apart. No ISA, no template.
 #pragma once
 
+#include "../gated/kernels.h"
 #include "segments.h"
 
 namespace fusedact::cpu {
 
-// t = alpha * min(x + bias, limit)
-struct GateRun {
-  int64_t count;
-  const void* x;
-  Lane bias;
-  double alpha, limit;
-  void* t;
-};
-
-// y = scale * a * (value' + offset), value' = value + bias, within [-limit, limit] if limited
 struct GatedRun {
   int64_t count;
-  const void *a, *value;
-  Lane bias;
-  double scale, offset, limit;
-  bool limited;
+  const void *gate, *value;
+  Lane gate_bias, value_bias;
+  const GatedScalars* scalars;
   void* y;
   bool stream;
 };
 
-// grad_a = grad * (value' + offset) and grad_value = grad * scale * a. If limited: 0 where the clamps hold, and there t
-// becomes 1, where every derivative is finite, so that grad_a stays 0.
+// `rows` runs of `count` elements that meet the same biases and add to the same sums; those of grad are grad_pitch apart,
+// the others pitch.
 struct GatedBackwardRun {
-  int64_t count;
-  const void *grad, *a, *gate, *value;
+  int64_t count, rows, grad_pitch, pitch;
+  const void *grad, *gate, *value;
   Lane gate_bias, value_bias;
-  double scale, offset, limit;
-  bool limited;
-  void* t;  // read and written if limited
-  void *grad_a, *grad_value;
-  void* value_sum;  // grad_value is added to it, one per element; null if nobody asked
-  bool stream;      // of grad_value
+  const GatedScalars* scalars;
+  void *grad_gate, *grad_value;
+  void *gate_sum, *value_sum;  // added to, one per element; null if nobody asked
+  bool stream;
 };
 
 // Between pairs (first, second, first, second, ...) and two runs.
@@ -45,16 +33,15 @@ using Split = void (*)(const void* pairs, void* first, void* second, int64_t cou
 using Merge = void (*)(const void* first, const void* second, void* pairs, int64_t count, bool stream);
 
 struct GatedKernels {
-  void (*gate)(const GateRun&);
-  void (*forward)(const GatedRun&);
-  void (*backward)(const GatedBackwardRun&);
-  Split split;
-  Merge merge;
+  Table<GatedRun> forward;
+  Table<GatedBackwardRun> backward;
+  Split split[2];  // by compute type: float, double
+  Merge merge[2];
 };
 
-#define FUSEDACT_DECLARE_CAPABILITY(isa)      \
-  namespace isa {                             \
-  GatedKernels gated_kernels(bool in_double); \
+#define FUSEDACT_DECLARE_CAPABILITY(isa) \
+  namespace isa {                        \
+  GatedKernels gated_kernels();          \
   }
 FUSEDACT_DECLARE_CAPABILITY(default_)
 FUSEDACT_DECLARE_CAPABILITY(avx2)

@@ -1,58 +1,75 @@
-// The runs around the activation of a gated unit. Compiled once per ISA; knows no activation.
+// The runs of gated units, for every activation: it and its slope are computed together, and share what they can. Compiled
+// once per ISA; knows no activation by name.
 #include "gated.h"
 #include "loops.h"
 
 namespace fusedact::cpu {
 namespace {
 
-template <class T>
-void gate_run(const GateRun& run) {
-  using V = Pack<T>;
-  const V alpha(run.alpha), limit(run.limit);
-  const T* x = static_cast<const T*>(run.x);
-  T* t = static_cast<T*>(run.t);
-  for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
-    write(t + i, alpha * at_most(read<T>(x + i, width) + along<T>(run.bias, i, width), limit), width, false);
-  });
-}
+// What is done to gate and value beside the activation; most calls want nothing of it, and pay one branch a pack.
+template <class V>
+struct Changes {
+  V alpha, scale, offset, low, high;
+  bool any, limited;
+  explicit Changes(const GatedScalars& s)
+      : alpha(s.alpha),
+        scale(1 / s.alpha),
+        offset(s.offset),
+        low(s.limited ? -s.limit : -infinity),
+        high(s.limited ? s.limit : infinity),
+        any(s.limited || s.alpha != 1.0 || s.offset != 0.0),
+        limited(s.limited) {}
+  FUSEDACT_INLINE V argument(V gate) const { return any ? alpha * at_most(gate, high) : gate; }
+  FUSEDACT_INLINE V factor(V value) const { return any ? at_most(at_least(value, low), high) + offset : value; }
+};
 
-template <class T>
+template <template <class> class A, class T>
 void gated_run(const GatedRun& run) {
   using V = Pack<T>;
-  const V scale(run.scale), offset(run.offset), low(-run.limit), high(run.limit);
-  const T *a = static_cast<const T*>(run.a), *value = static_cast<const T*>(run.value);
+  const A<V> f(run.scalars->params);
+  const Changes<V> changes(*run.scalars);
+  const T *gate = static_cast<const T*>(run.gate), *value = static_cast<const T*>(run.value);
   T* y = static_cast<T*>(run.y);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
-    V v = read<T>(value + i, width) + along<T>(run.bias, i, width);
-    if (run.limited) v = at_most(at_least(v, low), high);
-    write(y + i, scale * read<T>(a + i, width) * (v + offset), width, run.stream);
+    V g = read<T>(gate + i, width) + along<T>(run.gate_bias, i, width);
+    V a = f.forward(changes.argument(g));
+    if (changes.any) a = a * changes.scale;
+    V v = read<T>(value + i, width) + along<T>(run.value_bias, i, width);
+    write(y + i, a * changes.factor(v), width, run.stream);
   });
   if (run.stream) stream_fence();
 }
 
-template <class T>
+template <template <class> class A, class T>
 void gated_backward_run(const GatedBackwardRun& run) {
   using V = Pack<T>;
-  const V scale(run.scale), offset(run.offset), low(-run.limit), high(run.limit);
-  const T *grad = static_cast<const T*>(run.grad), *a = static_cast<const T*>(run.a);
+  const A<V> f(run.scalars->params);
+  const Changes<V> changes(*run.scalars);
+  const T* grad = static_cast<const T*>(run.grad);
   const T *gate = static_cast<const T*>(run.gate), *value = static_cast<const T*>(run.value);
-  T *t = static_cast<T*>(run.t), *sum = static_cast<T*>(run.value_sum);
-  T *grad_a = static_cast<T*>(run.grad_a), *grad_value = static_cast<T*>(run.grad_value);
+  T *grad_gate = static_cast<T*>(run.grad_gate), *grad_value = static_cast<T*>(run.grad_value);
+  T *gate_sum = static_cast<T*>(run.gate_sum), *value_sum = static_cast<T*>(run.value_sum);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
-    V g = read<T>(grad + i, width), v = read<T>(value + i, width) + along<T>(run.value_bias, i, width);
-    V of_value = g * (scale * read<T>(a + i, width)), of_a;
-    if (run.limited) {
-      V bounded = at_most(at_least(v, low), high);
-      of_value = select((v >= low) & (v <= high), of_value, V(0));
-      auto passes = read<T>(gate + i, width) + along<T>(run.gate_bias, i, width) <= high;
-      of_a = select(passes, g * (bounded + offset), V(0));
-      write(t + i, select(passes, read<T>(static_cast<const T*>(t) + i, width), V(1)), width, false);
-    } else {
-      of_a = g * (v + offset);
+    V sum_of_gate(0), sum_of_value(0);
+    for (int64_t row = 0, at = i; row < run.rows; ++row, at += run.pitch) {
+      V incoming = read<T>(grad + i + row * run.grad_pitch, width);
+      V g = read<T>(gate + at, width) + along<T>(run.gate_bias, i, width);
+      V v = read<T>(value + at, width) + along<T>(run.value_bias, i, width);
+      V x = changes.argument(g);
+      V of_value = incoming * f.forward(x);
+      V of_gate = gradient(f, incoming * changes.factor(v), x);
+      if (changes.any) of_value = of_value * changes.scale;
+      if (changes.limited) {  // as torch.clamp: the limits pass the gradient, NaN does not
+        of_value = select((v >= changes.low) & (v <= changes.high), of_value, V(0));
+        of_gate = select(g <= changes.high, of_gate, V(0));
+      }
+      sum_of_gate = sum_of_gate + of_gate;
+      sum_of_value = sum_of_value + of_value;
+      write(grad_gate + at, of_gate, width, run.stream);
+      write(grad_value + at, of_value, width, run.stream);
     }
-    write(grad_a + i, of_a, width, false);
-    if (sum) add_to(sum + i, of_value, width);
-    write(grad_value + i, of_value, width, run.stream);
+    if (gate_sum) add_to(gate_sum + i, sum_of_gate, width);
+    if (value_sum) add_to(value_sum + i, sum_of_value, width);
   });
   if (run.stream) stream_fence();
 }
@@ -117,12 +134,31 @@ void merge_run(const void* of_first, const void* of_second, void* to, int64_t co
   if (stream) stream_fence();
 }
 
-template <class T>
-constexpr GatedKernels kernels_of{gate_run<T>, gated_run<T>, gated_backward_run<T>, split_run<T>, merge_run<T>};
+// ---- the tables -----------------------------------------------------------------------------------------------------
+
+// A `wide` activation is computed in float64 only.
+template <template <class> class A, class T>
+constexpr bool exists = !(A<T>::wide && sizeof(T) == 4);
+
+constexpr auto forward = make_table<GatedRun>(AllActivations{}, []<template <class> class A, class T>() {
+  if constexpr (exists<A, T>)
+    return Function<GatedRun>(gated_run<A, T>);
+  else
+    return Function<GatedRun>(nullptr);
+});
+constexpr auto backward = make_table<GatedBackwardRun>(AllActivations{}, []<template <class> class A, class T>() {
+  if constexpr (exists<A, T>)
+    return Function<GatedBackwardRun>(gated_backward_run<A, T>);
+  else
+    return Function<GatedBackwardRun>(nullptr);
+});
 
 }  // namespace
 
-GatedKernels FUSEDACT_CPU_CAPABILITY::gated_kernels(bool in_double) {
-  return in_double ? kernels_of<double> : kernels_of<float>;
+GatedKernels FUSEDACT_CPU_CAPABILITY::gated_kernels() {
+  return {as_table<GatedRun>(forward),
+          as_table<GatedBackwardRun>(backward),
+          {split_run<float>, split_run<double>},
+          {merge_run<float>, merge_run<double>}};
 }
 }  // namespace fusedact::cpu

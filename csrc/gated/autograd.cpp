@@ -35,15 +35,17 @@ struct Pair {
 };
 
 Pair split(const Tensor& x, int64_t dim, const GatedPlan& plan) {
+  if (plan.interleaved) return {x.slice(dim, 0, std::nullopt, 2), x.slice(dim, 1, std::nullopt, 2)};
   const c10::SymInt half = x.sym_size(dim) / 2;
-  if (!plan.interleaved) return {x.narrow_symint(dim, 0, half), x.narrow_symint(dim, half, half)};
-  Tensor pairs = x.unflatten_symint(dim, {half, 2});
-  return {pairs.select(dim + 1, 0), pairs.select(dim + 1, 1)};
+  return {x.narrow_symint(dim, 0, half), x.narrow_symint(dim, half, half)};
 }
 
 Tensor join(const Pair& halves, int64_t dim, const GatedPlan& plan) {
   if (!plan.interleaved) return at::cat({halves.first, halves.second}, dim);
-  return at::stack({halves.first, halves.second}, dim + 1).flatten(dim, dim + 1);
+  c10::SymIntArrayRef half = halves.first.sym_sizes();
+  c10::SymDimVector sizes(half.begin(), half.end());
+  sizes[dim] = sizes[dim] * 2;
+  return at::stack({halves.first, halves.second}, dim + 1).reshape_symint(sizes);
 }
 
 Tensor to_compute(const Tensor& x) { return x.to(compute_dtype(x.scalar_type())); }

@@ -121,8 +121,8 @@ class GatedMLP(nn.Module):
         hidden: size of gate and value.
         activation: a name from `fusedact.activations()`.
         bias: whether the three projections have biases; those of gate and value are added in the fused pass.
-        packed: one product for gate and value, with parameters `gate_up_proj.*`, in place of two, with `gate_proj.*` and
-            `up_proj.*`. The third is `down_proj.*`.
+        packed: one product for gate and value, with parameters `gate_up_proj.*`, in place of two, with `gate_proj.*`
+            and `up_proj.*`. The third is `down_proj.*`.
         layout: of packed weights: "concat", gate first, or "interleaved", row by row.
         limit, alpha, offset: as for `fusedact.gated_act`; the remaining keywords are the activation's own.
 
@@ -176,10 +176,9 @@ class GatedMLP(nn.Module):
         return result
 
     def separate_state_dict(self, prefix: str = "") -> dict[str, Tensor]:
-        """The parameters under the keys of separate weights (gate_proj, up_proj, down_proj), detached; views where they can be."""
-        return dict(
-            _separate({prefix + name: p.detach() for name, p in self.named_parameters()}, prefix, self.act.layout)
-        )
+        """The parameters, detached, under the keys of separate weights: gate_proj, up_proj and down_proj."""
+        own = {prefix + name: p.detach() for name, p in self.named_parameters()}
+        return dict(_separate(own, prefix, self.act.layout))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # torch calls this before it loads the children, with a dict that is its own.
