@@ -140,13 +140,13 @@ void merge_run(const void* of_first, const void* of_second, void* to, int64_t co
 template <template <class> class A, class T>
 constexpr bool exists = !(A<T>::wide && sizeof(T) == 4);
 
-constexpr auto forward = make_table<GatedRun>(AllActivations{}, []<template <class> class A, class T>() {
+constexpr auto forward_runs = make_table<GatedRun>(AllActivations{}, []<template <class> class A, class T>() {
   if constexpr (exists<A, T>)
     return Function<GatedRun>(gated_run<A, T>);
   else
     return Function<GatedRun>(nullptr);
 });
-constexpr auto backward = make_table<GatedBackwardRun>(AllActivations{}, []<template <class> class A, class T>() {
+constexpr auto backward_runs = make_table<GatedBackwardRun>(AllActivations{}, []<template <class> class A, class T>() {
   if constexpr (exists<A, T>)
     return Function<GatedBackwardRun>(gated_backward_run<A, T>);
   else
@@ -156,8 +156,8 @@ constexpr auto backward = make_table<GatedBackwardRun>(AllActivations{}, []<temp
 }  // namespace
 
 GatedKernels FUSEDACT_CPU_CAPABILITY::gated_kernels() {
-  return {as_table<GatedRun>(forward),
-          as_table<GatedBackwardRun>(backward),
+  return {as_table<GatedRun>(forward_runs),
+          as_table<GatedBackwardRun>(backward_runs),
           {split_run<float>, split_run<double>},
           {merge_run<float>, merge_run<double>}};
 }
