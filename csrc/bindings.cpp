@@ -9,6 +9,7 @@
 #include "batch_norm/ops.h"
 #include "epilogue/ops.h"
 #include "linear/linear.h"
+#include "gated/ops.h"
 #include "memory.h"
 
 // The list of scalar parameters: a tuple or list of floats.
@@ -93,6 +94,14 @@ Tensor py_linear_act(const Tensor& input, const Tensor& weight, const OptTensor&
                             {activation, params.values, -1, gain, clamp_min, clamp_max, save});
 }
 
+Tensor py_gated_act(const Tensor& input, const OptTensor& other, const OptTensor& bias, const OptTensor& other_bias,
+                    String activation, const Params& params, int64_t dim, String gate, String layout, OptDouble limit,
+                    double alpha, double offset) {
+  py::gil_scoped_release no_gil;
+  return gated_act({input, other, bias, other_bias},
+                   {activation, params.values, dim, gate, layout, limit, alpha, offset});
+}
+
 py::list py_activations() {
   py::list rows;
   for (const Activation& a : activations()) {
@@ -123,7 +132,7 @@ py::dict py_memory_stats() {
 // So that grad_fn shows as <BiasActBackward0 object at ...>, like those of torch.
 void name_nodes() {
   static std::deque<PyTypeObject> types;  // which stay where they are
-  for (const auto& family : {node_types(), epilogue::node_types(), batch_norm::node_types(), linear::node_types()})
+  for (const auto& family : {node_types(), epilogue::node_types(), batch_norm::node_types(), linear::node_types(), gated_node_types()})
     for (const NodeType& node : family) {
       PyTypeObject& type = types.emplace_back();
       torch::autograd::_initFunctionPyTypeObject(type, node.name, nullptr, nullptr);
@@ -146,6 +155,8 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("bias_act_epilogue", py_bias_act_epilogue);
   m.def("batch_norm_act", py_batch_norm_act);
+
+  m.def("gated_act", py_gated_act);
 
   m.def("activations", py_activations);
   m.def("capability", cpu::capability);

@@ -60,13 +60,15 @@ int edit_distance(std::string_view a, std::string_view b) {
   TORCH_CHECK_VALUE(false, message.str());
 }
 
-// "x has 128 channels in dim 1 (shape [8, 128, 32])"
-std::string channels_of(const Tensor& x, int64_t dim) {
-  if (x.dim() == 0) return "x is a scalar, which has 1 channel";
-  return c10::str("x has ", x.sym_size(dim), " channels in dim ", dim, " (shape ", x.sym_sizes(), ")");
+}  // namespace
+
+const Activation& activation_named(std::string_view name) {
+  const Activation* activation = find_activation(name);
+  if (activation == nullptr) [[unlikely]]
+    raise_unknown(name);
+  return *activation;
 }
 
-// A vector parameter: in x's dtype, or in float32 beside 16-bit x; on x's device.
 void check_vector(Reasons& reasons, const char* name, const Tensor& vector, const Tensor& x) {
   bool native = vector.scalar_type() == x.scalar_type() ||
                 (vector.scalar_type() == at::kFloat && compute_dtype(x.scalar_type()) == at::kFloat);
@@ -75,6 +77,14 @@ void check_vector(Reasons& reasons, const char* name, const Tensor& vector, cons
                       ": it must be ", name_of(x.scalar_type()), x.element_size() == 2 ? " or float32" : "");
   if (vector.device() != x.device())
     reasons.add(name, " is on ", vector.device(), ", but x is on ", x.device(), ": move one with .to()");
+}
+
+namespace {
+
+// "x has 128 channels in dim 1 (shape [8, 128, 32])"
+std::string channels_of(const Tensor& x, int64_t dim) {
+  if (x.dim() == 0) return "x is a scalar, which has 1 channel";
+  return c10::str("x has ", x.sym_size(dim), " channels in dim ", dim, " (shape ", x.sym_sizes(), ")");
 }
 
 // One element for all, one per channel, or one per element of x (a noise, given in the compute dtype).
@@ -140,10 +150,7 @@ void check_channels(Reasons& reasons, const char* name, const Tensor& vector, co
 }
 
 Plan check(Reasons& reasons, const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
-  const Activation* activation = find_activation(call.activation);
-  if (activation == nullptr) [[unlikely]]
-    raise_unknown(call.activation);
-
+  const Activation* activation = &activation_named(call.activation);
   if (!supported(x.scalar_type()))
     reasons.add_dtype("x is ", name_of(x.scalar_type()), ", but it must be float32, float64, bfloat16 or float16");
   if (call.params.size() != static_cast<size_t>(activation->params))

@@ -9,6 +9,8 @@
 
 namespace fusedact {
 
+// ---- what the checks of every operator are made of -------------------------------------------------------------------
+
 // Why a call is refused. All reasons are given at once; one about a dtype makes it a TypeError.
 class Reasons {
  public:
@@ -28,8 +30,17 @@ class Reasons {
   bool dtype_ = false;
 };
 
+// The activation of that name, or an exception that lists the near ones.
+const Activation& activation_named(std::string_view name);
+
 std::string name_of(at::ScalarType dtype);  // as Python spells it
+// Whether there are kernels for it.
 bool supported(at::ScalarType dtype);
+
+// A vector parameter: in x's dtype, or in float32 beside 16-bit x; on x's device.
+void check_vector(Reasons& reasons, const char* name, const Tensor& vector, const Tensor& x);
+
+// ---- bias_act ---------------------------------------------------------------------------------------------------------
 
 // What a call that has passed the checks means.
 struct Plan {

@@ -78,6 +78,20 @@ def linear_act(
     clamp_max: float | None,
     save: str,
 ) -> Tensor: ...
+def gated_act(
+    input: Tensor,
+    other: Tensor | None,
+    bias: Tensor | None,
+    other_bias: Tensor | None,
+    activation: str,
+    params: Sequence[float],
+    dim: int,
+    gate: str,
+    layout: str,
+    limit: float | None,
+    alpha: float,
+    offset: float,
+) -> Tensor: ...
 def activations() -> list[dict[str, Any]]: ...
 def capability() -> str: ...
 def memory_stats() -> dict[str, Any]: ...

@@ -11,9 +11,13 @@ from fusedact._load import check_build
 
 __version__ = check_build()
 
-from fusedact import functional, gemm, memory, nn, reference, registry
+from fusedact import functional, gated, gemm, memory, nn, reference, registry
 from fusedact.functional import *  # noqa: F403
 from fusedact.functional import __all__ as _functions
+from fusedact.gated import gated_act
 from fusedact.gemm import linear_act
 
-__all__ = ["__version__", "functional", "gemm", "linear_act", "memory", "nn", "reference", "registry", *_functions]
+__all__ = [
+    "__version__", "functional", "gated", "gated_act", "gemm", "linear_act", "memory", "nn", "reference", "registry",
+    *_functions,
+]  # fmt: skip

@@ -3,12 +3,14 @@
 Every class here whose name torch.nn has is a subclass of torch.nn's, with the same constructor, repr and state_dict.
 """
 
-from fusedact.nn import activation, batch_norm, layers
+from fusedact.nn import activation, batch_norm, gated, layers
 from fusedact.nn.activation import *  # noqa: F403
 from fusedact.nn.activation import __all__ as _activations
 from fusedact.nn.batch_norm import *  # noqa: F403
 from fusedact.nn.batch_norm import __all__ as _batch_norms
+from fusedact.nn.gated import *  # noqa: F403
+from fusedact.nn.gated import __all__ as _gated
 from fusedact.nn.layers import *  # noqa: F403
 from fusedact.nn.layers import __all__ as _layers
 
-__all__ = ["activation", "batch_norm", "layers", *_activations, *_batch_norms, *_layers]
+__all__ = ["activation", "batch_norm", "gated", "layers", *_activations, *_batch_norms, *_gated, *_layers]

@@ -1,0 +1,164 @@
+// The runs of gated units, for every activation: it and its slope are computed together, and share what they can. Compiled
+// once per ISA; knows no activation by name.
+#include "gated.h"
+#include "loops.h"
+
+namespace fusedact::cpu {
+namespace {
+
+// What is done to gate and value beside the activation; most calls want nothing of it, and pay one branch a pack.
+template <class V>
+struct Changes {
+  V alpha, scale, offset, low, high;
+  bool any, limited;
+  explicit Changes(const GatedScalars& s)
+      : alpha(s.alpha),
+        scale(1 / s.alpha),
+        offset(s.offset),
+        low(s.limited ? -s.limit : -infinity),
+        high(s.limited ? s.limit : infinity),
+        any(s.limited || s.alpha != 1.0 || s.offset != 0.0),
+        limited(s.limited) {}
+  FUSEDACT_INLINE V argument(V gate) const { return any ? alpha * at_most(gate, high) : gate; }
+  FUSEDACT_INLINE V factor(V value) const { return any ? at_most(at_least(value, low), high) + offset : value; }
+};
+
+template <template <class> class A, class T>
+void gated_run(const GatedRun& run) {
+  using V = Pack<T>;
+  const A<V> f(run.scalars->params);
+  const Changes<V> changes(*run.scalars);
+  const T *gate = static_cast<const T*>(run.gate), *value = static_cast<const T*>(run.value);
+  T* y = static_cast<T*>(run.y);
+  for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+    V g = read<T>(gate + i, width) + along<T>(run.gate_bias, i, width);
+    V a = f.forward(changes.argument(g));
+    if (changes.any) a = a * changes.scale;
+    V v = read<T>(value + i, width) + along<T>(run.value_bias, i, width);
+    write(y + i, a * changes.factor(v), width, run.stream);
+  });
+  if (run.stream) stream_fence();
+}
+
+template <template <class> class A, class T>
+void gated_backward_run(const GatedBackwardRun& run) {
+  using V = Pack<T>;
+  const A<V> f(run.scalars->params);
+  const Changes<V> changes(*run.scalars);
+  const T* grad = static_cast<const T*>(run.grad);
+  const T *gate = static_cast<const T*>(run.gate), *value = static_cast<const T*>(run.value);
+  T *grad_gate = static_cast<T*>(run.grad_gate), *grad_value = static_cast<T*>(run.grad_value);
+  T *gate_sum = static_cast<T*>(run.gate_sum), *value_sum = static_cast<T*>(run.value_sum);
+  for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+    V sum_of_gate(0), sum_of_value(0);
+    for (int64_t row = 0, at = i; row < run.rows; ++row, at += run.pitch) {
+      V incoming = read<T>(grad + i + row * run.grad_pitch, width);
+      V g = read<T>(gate + at, width) + along<T>(run.gate_bias, i, width);
+      V v = read<T>(value + at, width) + along<T>(run.value_bias, i, width);
+      V x = changes.argument(g);
+      V of_value = incoming * f.forward(x);
+      V of_gate = gradient(f, incoming * changes.factor(v), x);
+      if (changes.any) of_value = of_value * changes.scale;
+      if (changes.limited) {  // as torch.clamp: the limits pass the gradient, NaN does not
+        of_value = select((v >= changes.low) & (v <= changes.high), of_value, V(0));
+        of_gate = select(g <= changes.high, of_gate, V(0));
+      }
+      sum_of_gate = sum_of_gate + of_gate;
+      sum_of_value = sum_of_value + of_value;
+      write(grad_gate + at, of_gate, width, run.stream);
+      write(grad_value + at, of_value, width, run.stream);
+    }
+    if (gate_sum) add_to(gate_sum + i, sum_of_gate, width);
+    if (value_sum) add_to(value_sum + i, sum_of_value, width);
+  });
+  if (run.stream) stream_fence();
+}
+
+// ---- pairs ----------------------------------------------------------------------------------------------------------
+
+// The lanes of two vectors as one list: every second one, from `from` on; and the first or second half, alternating.
+template <class T>
+FUSEDACT_INLINE Native<T> every_second(Native<T> a, Native<T> b, int from) {
+  constexpr int n = Pack<T>::native;
+  Native<int_of<T>> lanes;
+  for (int i = 0; i < n; ++i) lanes[i] = 2 * i + from;
+  return __builtin_shuffle(a, b, lanes);
+}
+template <class T>
+FUSEDACT_INLINE Native<T> alternating(Native<T> a, Native<T> b, int from) {
+  constexpr int n = Pack<T>::native;
+  Native<int_of<T>> lanes;
+  for (int i = 0; i < n; ++i) lanes[i] = (from + i) / 2 + (i % 2) * n;
+  return __builtin_shuffle(a, b, lanes);
+}
+
+template <class T>
+void split_run(const void* from, void* to_first, void* to_second, int64_t count) {
+  constexpr int n = Pack<T>::native;
+  const T* pairs = static_cast<const T*>(from);
+  T *first = static_cast<T*>(to_first), *second = static_cast<T*>(to_second);
+  int64_t i = 0;
+  for (; i + n <= count; i += n) {
+    const Native<T> a = native_load<T>(pairs + 2 * i), b = native_load<T>(pairs + 2 * i + n);
+    native_store<T>(first + i, every_second<T>(a, b, 0));
+    native_store<T>(second + i, every_second<T>(a, b, 1));
+  }
+  for (; i < count; ++i) {
+    first[i] = pairs[2 * i];
+    second[i] = pairs[2 * i + 1];
+  }
+}
+
+template <class T>
+void merge_run(const void* of_first, const void* of_second, void* to, int64_t count, bool stream) {
+  constexpr int n = Pack<T>::native;
+  const T *first = static_cast<const T*>(of_first), *second = static_cast<const T*>(of_second);
+  T* pairs = static_cast<T*>(to);
+  stream = stream && reinterpret_cast<uintptr_t>(pairs) % vector_bytes == 0;
+  int64_t i = 0;
+  for (; i + n <= count; i += n) {
+    const Native<T> a = native_load<T>(first + i), b = native_load<T>(second + i);
+    const Native<T> left = alternating<T>(a, b, 0), right = alternating<T>(a, b, n);
+    if (stream) {
+      native_stream(pairs + 2 * i, left);
+      native_stream(pairs + 2 * i + n, right);
+    } else {
+      native_store<T>(pairs + 2 * i, left);
+      native_store<T>(pairs + 2 * i + n, right);
+    }
+  }
+  for (; i < count; ++i) {
+    pairs[2 * i] = first[i];
+    pairs[2 * i + 1] = second[i];
+  }
+  if (stream) stream_fence();
+}
+
+// ---- the tables -----------------------------------------------------------------------------------------------------
+
+// A `wide` activation is computed in float64 only.
+template <template <class> class A, class T>
+constexpr bool exists = !(A<T>::wide && sizeof(T) == 4);
+
+constexpr auto forward_runs = make_table<GatedRun>(AllActivations{}, []<template <class> class A, class T>() {
+  if constexpr (exists<A, T>)
+    return Function<GatedRun>(gated_run<A, T>);
+  else
+    return Function<GatedRun>(nullptr);
+});
+constexpr auto backward_runs = make_table<GatedBackwardRun>(AllActivations{}, []<template <class> class A, class T>() {
+  if constexpr (exists<A, T>)
+    return Function<GatedBackwardRun>(gated_backward_run<A, T>);
+  else
+    return Function<GatedBackwardRun>(nullptr);
+});
+
+}  // namespace
+
+GatedKernels FUSEDACT_CPU_CAPABILITY::gated_kernels() {
+  return {as_table<GatedRun>(forward_runs),
+          as_table<GatedBackwardRun>(backward_runs),
+          {split_run<float>, split_run<double>},
+          {merge_run<float>, merge_run<double>}};
+}
+}  // namespace fusedact::cpu
