@@ -4,8 +4,13 @@
 #include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <vector>
+
+#include "cells/ops.h"
+#include "maxout/ops.h"
 #include "memory.h"
 #include "ops.h"
+#include "softmax/ops.h"
 
 // The list of scalar parameters: a tuple or list of floats.
 struct Params {
@@ -95,12 +100,23 @@ py::dict py_memory_stats() {
 
 // So that grad_fn shows as <BiasActBackward0 object at ...>, like those of torch.
 void name_nodes() {
-  static std::array<PyTypeObject, std::tuple_size_v<decltype(node_types())>> types{};
-  auto nodes = node_types();
+  std::vector<NodeType> nodes{softmax_node_type(), maxout_node_type()};
+  for (NodeType node : node_types()) nodes.push_back(node);
+  for (NodeType node : cell_node_types()) nodes.push_back(node);
+  static std::vector<PyTypeObject> types(nodes.size());
   for (size_t i = 0; i < nodes.size(); ++i) {
     torch::autograd::_initFunctionPyTypeObject(types[i], nodes[i].name, nullptr, nullptr);
     torch::autograd::registerCppFunction(nodes[i].type, &types[i]);
   }
+}
+
+// Calls an operator without the GIL.
+template <auto op, class Result, class... Arguments>
+auto released(Result (*)(Arguments...)) {
+  return [](Arguments... arguments) -> Result {
+    py::gil_scoped_release no_gil;
+    return op(arguments...);
+  };
 }
 
 }  // namespace
@@ -114,6 +130,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("bias_act", py_bias_act);
   m.def("bias_act_", py_bias_act_inplace);
   m.def("bias_act_out", py_bias_act_out);
+
+  m.def("softmax", released<softmax>(softmax));
+  m.def("maxout", released<maxout>(maxout));
+  m.def("lstm_cell_act", released<lstm_cell_act>(lstm_cell_act));
+  m.def("gru_cell_act", released<gru_cell_act>(gru_cell_act));
 
   m.def("activations", py_activations);
   m.def("capability", cpu::capability);

@@ -6,7 +6,11 @@ Every class here whose name torch.nn has is a subclass of torch.nn's, with the s
 from fusedact.nn import activation, layers
 from fusedact.nn.activation import *  # noqa: F403
 from fusedact.nn.activation import __all__ as _activations
+from fusedact.nn.cells import GRUCell, LSTMCell
 from fusedact.nn.layers import *  # noqa: F403
 from fusedact.nn.layers import __all__ as _layers
+from fusedact.nn.maxout import Maxout
+from fusedact.nn.softmax import LogSoftmax, Softmax, Softmax2d
 
-__all__ = ["activation", "layers", *_activations, *_layers]
+__all__ = ["GRUCell", "LSTMCell", "LogSoftmax", "Maxout", "Softmax", "Softmax2d", "activation", "layers"]
+__all__ += [*_activations, *_layers]
