@@ -7,10 +7,13 @@
 #include <deque>
 
 #include "batch_norm/ops.h"
+#include "cells/ops.h"
 #include "epilogue/ops.h"
-#include "linear/linear.h"
 #include "gated/ops.h"
+#include "linear/linear.h"
+#include "maxout/ops.h"
 #include "memory.h"
+#include "softmax/ops.h"
 
 // The list of scalar parameters: a tuple or list of floats.
 struct Params {
@@ -132,12 +135,22 @@ py::dict py_memory_stats() {
 // So that grad_fn shows as <BiasActBackward0 object at ...>, like those of torch.
 void name_nodes() {
   static std::deque<PyTypeObject> types;  // which stay where they are
-  for (const auto& family : {node_types(), epilogue::node_types(), batch_norm::node_types(), linear::node_types(), gated_node_types()})
+  for (const auto& family : {node_types(), epilogue::node_types(), batch_norm::node_types(), linear::node_types(),
+                             gated_node_types(), softmax_node_types(), maxout_node_types(), cell_node_types()})
     for (const NodeType& node : family) {
       PyTypeObject& type = types.emplace_back();
       torch::autograd::_initFunctionPyTypeObject(type, node.name, nullptr, nullptr);
       torch::autograd::registerCppFunction(node.type, &type);
     }
+}
+
+// Calls an operator without the GIL.
+template <auto op, class Result, class... Arguments>
+auto released(Result (*)(Arguments...)) {
+  return [](Arguments... arguments) -> Result {
+    py::gil_scoped_release no_gil;
+    return op(arguments...);
+  };
 }
 
 }  // namespace
@@ -157,6 +170,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("batch_norm_act", py_batch_norm_act);
 
   m.def("gated_act", py_gated_act);
+
+  m.def("softmax", released<softmax>(softmax));
+  m.def("maxout", released<maxout>(maxout));
+  m.def("lstm_cell_act", released<lstm_cell_act>(lstm_cell_act));
+  m.def("gru_cell_act", released<gru_cell_act>(gru_cell_act));
 
   m.def("activations", py_activations);
   m.def("capability", cpu::capability);

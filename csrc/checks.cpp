@@ -9,23 +9,6 @@
 
 namespace fusedact {
 
-std::string name_of(at::ScalarType dtype) { return std::string(c10::getDtypeNames(dtype).first); }
-
-bool supported(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
-}
-
-void Reasons::raise_if_any(std::string_view who) const {
-  if (reasons_.empty()) [[likely]]
-    return;
-  std::ostringstream message;
-  message << "fusedact (" << who << "): ";
-  if (reasons_.size() > 1) message << reasons_.size() << " problems:";
-  for (const std::string& reason : reasons_) message << (reasons_.size() > 1 ? "\n  - " : "") << reason;
-  TORCH_CHECK_TYPE(!dtype_, message.str());
-  TORCH_CHECK_VALUE(false, message.str());
-}
-
 namespace {
 
 // How many letters to insert, drop, replace or swap with their neighbour.
@@ -69,23 +52,7 @@ const Activation& activation_named(std::string_view name) {
   return *activation;
 }
 
-void check_vector(Reasons& reasons, const char* name, const Tensor& vector, const Tensor& x) {
-  bool native = vector.scalar_type() == x.scalar_type() ||
-                (vector.scalar_type() == at::kFloat && compute_dtype(x.scalar_type()) == at::kFloat);
-  if (!native)
-    reasons.add_dtype(name, " is ", name_of(vector.scalar_type()), ", but x is ", name_of(x.scalar_type()),
-                      ": it must be ", name_of(x.scalar_type()), x.element_size() == 2 ? " or float32" : "");
-  if (vector.device() != x.device())
-    reasons.add(name, " is on ", vector.device(), ", but x is on ", x.device(), ": move one with .to()");
-}
-
 namespace {
-
-// "x has 128 channels in dim 1 (shape [8, 128, 32])"
-std::string channels_of(const Tensor& x, int64_t dim) {
-  if (x.dim() == 0) return "x is a scalar, which has 1 channel";
-  return c10::str("x has ", x.sym_size(dim), " channels in dim ", dim, " (shape ", x.sym_sizes(), ")");
-}
 
 // One element for all, one per channel, or one per element of x (a noise, given in the compute dtype).
 Extent check_weight(Reasons& reasons, const Tensor& weight, const Tensor& x, int64_t dim) {
@@ -141,31 +108,18 @@ Saved check_save(Reasons& reasons, const Activation& activation, bool weight, co
 
 }  // namespace
 
-void check_channels(Reasons& reasons, const char* name, const Tensor& vector, const Tensor& x, int64_t dim) {
-  check_vector(reasons, name, vector, x);
-  if (vector.dim() != 1)
-    reasons.add(name, " has shape ", vector.sym_sizes(), ", but it must have one dim, as long as x's dim ", dim);
-  else if (vector.sym_size(0) != (x.dim() == 0 ? c10::SymInt(1) : x.sym_size(dim)))
-    reasons.add(name, " has ", vector.sym_size(0), " elements, but ", channels_of(x, dim));
-}
-
 Plan check(Reasons& reasons, const Tensor& x, const OptTensor& bias, const OptTensor& weight, const Call& call) {
   const Activation* activation = &activation_named(call.activation);
-  if (!supported(x.scalar_type()))
-    reasons.add_dtype("x is ", name_of(x.scalar_type()), ", but it must be float32, float64, bfloat16 or float16");
+  check_input(reasons, x);
   if (call.params.size() != static_cast<size_t>(activation->params))
     reasons.add("got ", call.params.size(), " parameters, but it has ", activation->params);
   double low = call.clamp_min.value_or(-std::numeric_limits<double>::infinity());
   double high = call.clamp_max.value_or(std::numeric_limits<double>::infinity());
   if (!(low <= high)) reasons.add("clamp is [", low, ", ", high, "], but its minimum must not exceed its maximum");
 
-  int64_t rank = std::max<int64_t>(x.dim(), 1);
-  int64_t dim = call.dim < 0 ? call.dim + rank : call.dim;
+  int64_t dim = check_dim(reasons, x, call.dim);
   Extent extent = Extent::none;
-  if (dim < 0 || dim >= rank) {
-    reasons.add("dim is ", call.dim, ", but x has ", x.dim(), " dims (shape ", x.sym_sizes(), "): it must be in [",
-                -rank, ", ", rank - 1, "]");
-  } else {
+  if (dim >= 0) {
     if (bias) check_channels(reasons, "bias", *bias, x, dim);
     if (weight && !activation->weight) reasons.add("got a weight, but none of its parameters may be a tensor");
     if (weight && activation->weight) extent = check_weight(reasons, *weight, x, dim);

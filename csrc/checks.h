@@ -2,45 +2,13 @@
 // of them is a dtype. Works on symbolic shapes.
 #pragma once
 
-#include <string>
-#include <vector>
-
 #include "ops.h"
+#include "reasons.h"
 
 namespace fusedact {
 
-// ---- what the checks of every operator are made of -------------------------------------------------------------------
-
-// Why a call is refused. All reasons are given at once; one about a dtype makes it a TypeError.
-class Reasons {
- public:
-  template <class... Words>
-  void add(const Words&... words) {
-    reasons_.push_back(c10::str(words...));
-  }
-  template <class... Words>
-  void add_dtype(const Words&... words) {
-    dtype_ = true;
-    add(words...);
-  }
-  void raise_if_any(std::string_view activation) const;
-
- private:
-  std::vector<std::string> reasons_;
-  bool dtype_ = false;
-};
-
 // The activation of that name, or an exception that lists the near ones.
 const Activation& activation_named(std::string_view name);
-
-std::string name_of(at::ScalarType dtype);  // as Python spells it
-// Whether there are kernels for it.
-bool supported(at::ScalarType dtype);
-
-// A vector parameter: in x's dtype, or in float32 beside 16-bit x; on x's device.
-void check_vector(Reasons& reasons, const char* name, const Tensor& vector, const Tensor& x);
-
-// ---- bias_act ---------------------------------------------------------------------------------------------------------
 
 // What a call that has passed the checks means.
 struct Plan {
@@ -55,9 +23,6 @@ Plan check(const Tensor& input, const OptTensor& bias, const OptTensor& weight, 
 // The same for an operator with more arguments: adds its reasons and raises none, but for an unknown activation. What
 // it returns is meaningless if there are reasons.
 Plan check(Reasons&, const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call&);
-
-// A vector with one element per channel: in x's dtype, or in float32 beside 16-bit x; on x's device.
-void check_channels(Reasons&, const char* name, const Tensor& vector, const Tensor& x, int64_t dim);
 
 // That a result of `input` may be written to `out`.
 void check_out(const Tensor& input, const Call&, const Tensor& out);

@@ -1,0 +1,483 @@
+// The runs of softmax and log_softmax, forward and backward: three passes over a row, or over a strip of columns side by
+// side, that stay in the caches. Compiled once per ISA.
+//
+// The greatest element is not subtracted before the exponential, where the difference would be rounded: e^v is 2^n e^r, and
+// all that a row has in common is taken off n. Where elements have more digits than a 16-bit type, x + b is carried as two
+// parts. Sums are added up in float64 (rows) or with their rounding errors (strips).
+#include "../softmax/runs.h"
+#include "loops.h"
+
+namespace fusedact::cpu {
+namespace {
+
+// ---- small parts ----------------------------------------------------------------------------------------------------
+
+template <class T, class S>
+FUSEDACT_INLINE Pack<T> get(const S* p, Whole<T>) {
+  return load<T>(p);
+}
+template <class T, class S>
+FUSEDACT_INLINE Pack<T> get(const S* p, Part part) {
+  return load<T>(p, part.count);
+}
+
+// The lanes past the end of a row, which were loaded as zeros, take no part in a maximum or a sum.
+template <class T>
+FUSEDACT_INLINE Pack<T> only(Pack<T> x, Whole<T>, T) {
+  return x;
+}
+template <class T>
+FUSEDACT_INLINE Pack<T> only(Pack<T> x, Part part, T otherwise) {
+  return select(mask_from_bits<T>((uint64_t{1} << part.count) - 1), x, Pack<T>(otherwise));
+}
+
+template <class T>
+FUSEDACT_INLINE T greatest(Pack<T> x) {
+  Native<T> n = native_max(native_max(x.v.a, x.v.b), native_max(x.v.c, x.v.d));
+  T most = n[0];
+  for (int i = 1; i < Pack<T>::native; ++i) most = n[i] > most ? n[i] : most;
+  return most;
+}
+
+// A sum in float64 of packs of T.
+template <class T>
+struct Total {
+  using Wide = Lanes<double, Pack<T>::native>;
+  Wide lanes{};
+  FUSEDACT_INLINE void add(Pack<T> x) {
+    const auto& v = x.v;
+    lanes += (__builtin_convertvector(v.a, Wide) + __builtin_convertvector(v.b, Wide)) +
+             (__builtin_convertvector(v.c, Wide) + __builtin_convertvector(v.d, Wide));
+  }
+  FUSEDACT_INLINE double value() const {
+    double sum = 0;
+    for (int i = 0; i < Pack<T>::native; ++i) sum += lanes[i];
+    return sum;
+  }
+};
+
+// Calls f(offset, width) for each pack of [0, count), and fold() after every fourth: so many are added up in T.
+template <class T, class F, class Fold>
+FUSEDACT_INLINE void for_folded(int64_t count, F f, Fold fold) {
+  constexpr int64_t block = 4 * Pack<T>::size;
+  for (int64_t start = 0; start < count; start += block) {
+    for_packs<T>(count - start < block ? count - start : block,
+                 [&](int64_t i, auto width) FUSEDACT_LAMBDA { f(start + i, width); });
+    fold();
+  }
+}
+
+// x + b. Exactly, unless one of them is infinite: then lo is NaN.
+template <bool exact, class V>
+FUSEDACT_INLINE Two<V> sum_of(V x, V b) {
+  if constexpr (!exact) return {x + b, V(0)};
+  return two_sum(x, b);
+}
+// v - top, likewise.
+template <bool exact, class V>
+FUSEDACT_INLINE Two<V> below(Two<V> v, V top) {
+  if constexpr (!exact) return {v.hi - top, V(0)};
+  Two<V> d = two_sum(v.hi, -top);
+  return {d.hi, d.lo + v.lo};
+}
+
+// While the greatest is nearer to zero, e^v is reduced as it is; else (infinities and NaN, too) v - top is.
+template <class T>
+constexpr T near_limit = sizeof(T) == 4 ? T(1e6) : T(1e9);
+template <class T>
+FUSEDACT_INLINE bool is_near(T top) {
+  return top <= near_limit<T> && top >= -near_limit<T>;
+}
+// The power of two that is taken off a row whose greatest element is `top`.
+template <class V>
+FUSEDACT_INLINE V power_of(V top) {
+  using K = table<scalar_t<V>>;
+  return fma(top, V(K::log2e), V(K::magic)) - V(K::magic);
+}
+
+// e^v 2^(scale - power), or e^(v - top) 2^scale. What is lost of it below exp_floor is zero in the result, and nothing
+// beside a sum that has the greatest in it. Relative error below 2 u.
+template <bool exact, bool near, class V>
+FUSEDACT_INLINE V weight_of(Two<V> v, V top, V power) {
+  using K = table<scalar_t<V>>;
+  V floor(K::exp_floor), t, r;
+  if constexpr (near) {
+    floor = fma(power, V(K::ln2_hi), floor);
+  } else {
+    v = below<exact>(v, top);
+  }
+  V x = at_least(v.hi, floor);
+  t = fma(x, V(K::log2e), V(K::magic));
+  V n = t - V(K::magic);
+  r = fma(n, V(-K::ln2_lo), fma(n, V(-K::ln2_hi), x));
+  if constexpr (exact) r = r + select(v.hi < x, V(0), v.lo);
+  if constexpr (near) t = t - power;
+  return rounded(Exp<V>{exp_tail(r), exponent(t, K::scale)});
+}
+
+// What log_softmax adds up: the weights of all but the greatest, which would drown small ones, and how often that is there.
+template <class V>
+struct Terms {
+  V rest, top;
+};
+template <bool exact, bool near, class V>
+FUSEDACT_INLINE Terms<V> terms(Two<V> v, V top, V power, V of_top) {
+  auto is_top = v.hi == top;
+  V rest = V(0);
+  if constexpr (exact) rest = fma(v.lo * v.lo, V(0.5), v.lo) * of_top;  // e^lo - 1, lo being half a unit of top at most
+  return {select(is_top, rest, weight_of<exact, near>(v, top, power)), select(is_top, V(1), V(0))};
+}
+
+// log(1 + z) for z > -1/8 in float64, error below 2 u.
+FUSEDACT_INLINE double log1p(double z) {
+  using K = table<double>;
+  double power = 0;
+  if (z >= 1) {
+    int e;
+    z = 2 * std::frexp(1 + z, &e) - 1;
+    power = e - 1;
+  }
+  const double s = z / (2 + z), square = s * s;
+  const double log = 2 * fma(s * square, polynomial(square, K::log1p), s);
+  return fma(power, K::ln2_hi, fma(power, K::ln2_lo, log));
+}
+// log of the sum of e^(v - top), from `tops` of 1 and the weights of the rest.
+FUSEDACT_INLINE double log_of(double tops, double rest, double of_top) { return log1p((tops - 1) + rest / of_top); }
+
+// A double as two T; a + b and 1 / x likewise.
+template <class T>
+FUSEDACT_INLINE Two<T> halves(double x) {
+  const T hi = static_cast<T>(x);
+  return {hi, static_cast<T>(x - static_cast<double>(hi))};
+}
+template <class T>
+FUSEDACT_INLINE Two<T> sum_of_parts(T a, double b) {
+  Two<double> s = two_sum(static_cast<double>(a), b);
+  if constexpr (sizeof(T) == 4) return halves<T>(s.hi);
+  return {static_cast<T>(s.hi), static_cast<T>(s.lo)};
+}
+template <class T>
+FUSEDACT_INLINE Two<T> inverse(double x) {
+  if constexpr (sizeof(T) == 4) return halves<T>(1 / x);
+  const T hi = static_cast<T>(1 / x);
+  return {hi, static_cast<T>(fma_exact(-static_cast<double>(hi), x, 1.0)) * hi};
+}
+
+template <bool exact, class V>
+FUSEDACT_INLINE V times(V e, Two<V> inverse) {
+  if constexpr (!exact) return e * inverse.hi;
+  return fma(e, inverse.hi, e * inverse.lo);
+}
+template <bool exact, class V>
+FUSEDACT_INLINE V minus_log(Two<V> d, Two<V> log) {
+  V plain = d.hi - log.hi;
+  if constexpr (!exact) return plain;
+  Two<V> r = two_sum(d.hi, -log.hi);
+  return select(d.hi > V(-infinity), r.hi + (r.lo + (d.lo - log.lo)), plain);
+}
+template <class V>
+FUSEDACT_INLINE V gradient_of(V g, V y, V sum, bool log) {
+  return log ? fma(-exp_negative(y), sum, g) : y * (g - sum);
+}
+
+// ---- rows -----------------------------------------------------------------------------------------------------------
+
+template <class S>
+constexpr bool exact_for = sizeof(S) > 2;
+
+// Passes two and three, where the greatest element is known.
+template <class S, bool log, bool biased, bool near>
+[[gnu::noinline]] void finish_row(const SoftmaxRows& run, const S* x, S* y, compute_of<S> greatest) {
+  using T = compute_of<S>;
+  using V = Pack<T>;
+  constexpr bool exact = exact_for<S>;
+  const T* bias = static_cast<const T*>(run.bias);
+  T* work = static_cast<T*>(run.work);
+  const V top(greatest), power = power_of(top);
+  auto element = [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+    V v = get<T>(x + i, width);
+    if constexpr (biased) return sum_of<exact>(v, read(bias + i, width));
+    return Two<V>{v, V(0)};
+  };
+  constexpr bool two = exact && (biased || !near);  // without a bias elements have one part
+
+  V part(0);
+  Total<T> total;
+  auto fold = [&]() FUSEDACT_LAMBDA {
+    total.add(part);
+    part = V(0);
+  };
+  if constexpr (log) {
+    const V of_top = weight_of<two, near>(Two<V>{top, V(0)}, top, power);
+    const double unit = static_cast<double>(of_top.v.a[0]);
+    for_folded<T>(
+        run.channels,
+        [&](int64_t i, auto width)
+            FUSEDACT_LAMBDA { part = part + only(weight_of<two, near>(element(i, width), top, power), width, T(0)); },
+        fold);
+    const double sum = total.value() / unit;
+    if (near && sum >= 3) {  // then results are -1 or less, and what is lost of the sum does not show
+      const Two<T> l = sum_of_parts<T>(greatest, log1p(sum - 1));
+      const V hi(l.hi), lo(l.lo);
+      for_packs<T>(run.channels, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+        Two<V> v = element(i, width);
+        V d = v.hi - hi;
+        if constexpr (exact) d = select(d > V(-infinity), d + (v.lo - lo), d);
+        write(y + i, d, width, run.stream);
+      });
+      return;
+    }
+    V tops(0);
+    total = {};
+    for_folded<T>(
+        run.channels,
+        [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+          Terms<V> t = terms<two, near>(element(i, width), top, power, of_top);
+          part = part + only(t.rest, width, T(0));
+          tops = tops + only(t.top, width, T(0));
+        },
+        fold);
+    Total<T> count;
+    count.add(tops);
+    const Two<T> l = halves<T>(log_of(count.value(), total.value(), unit));
+    const Two<V> both{V(l.hi), V(l.lo)};
+    for_packs<T>(run.channels, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+      write(y + i, minus_log<exact>(below<exact>(element(i, width), top), both), width, run.stream);
+    });
+  } else {
+    for_folded<T>(
+        run.channels,
+        [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+          V e = weight_of<two, near>(element(i, width), top, power);
+          write(work + i, e, width, false);
+          part = part + only(e, width, T(0));
+        },
+        fold);
+    const Two<T> r = inverse<T>(total.value());
+    const Two<V> both{V(r.hi), V(r.lo)};
+    for_packs<T>(run.channels, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+      write(y + i, times<exact>(read(static_cast<const T*>(work) + i, width), both), width, run.stream);
+    });
+  }
+}
+
+template <class S, bool log, bool biased>
+void row_of(const SoftmaxRows& run, const S* x, S* y) {
+  using T = compute_of<S>;
+  using V = Pack<T>;
+  const T* bias = static_cast<const T*>(run.bias);
+  V most(-infinity);
+  for_packs<T>(run.channels, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+    V v = get<T>(x + i, width);
+    if constexpr (biased) v = v + read(bias + i, width);
+    most = at_least(most, only(v, width, static_cast<T>(-infinity)));  // passes over NaN
+  });
+  const T top = greatest(most);
+  is_near(top) ? finish_row<S, log, biased, true>(run, x, y, top) : finish_row<S, log, biased, false>(run, x, y, top);
+}
+
+template <class S, bool log>
+void rows(const SoftmaxRows& run) {
+  const S* x = static_cast<const S*>(run.x);
+  S* y = static_cast<S*>(run.y);
+  for (int64_t row = 0; row < run.rows; ++row, x += run.channels, y += run.channels)
+    run.bias ? row_of<S, log, true>(run, x, y) : row_of<S, log, false>(run, x, y);
+  if (run.stream) stream_fence();
+}
+
+template <class S, bool log>
+void backward_rows(const SoftmaxBackwardRows& run) {
+  using T = compute_of<S>;
+  using V = Pack<T>;
+  const S *grad = static_cast<const S*>(run.grad), *y = static_cast<const S*>(run.y);
+  S* grad_x = static_cast<S*>(run.grad_x);
+  T* sums = static_cast<T*>(run.sums);
+  for (int64_t row = 0; row < run.rows; ++row, grad += run.channels, y += run.channels, grad_x += run.channels) {
+    V part(0);
+    Total<T> total;
+    for_folded<T>(
+        run.channels,
+        [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+          V g = get<T>(grad + i, width);
+          part = log ? part + g : fma(g, get<T>(y + i, width), part);
+        },
+        [&]() FUSEDACT_LAMBDA {
+          total.add(part);
+          part = V(0);
+        });
+    const V sum(static_cast<T>(total.value()));
+    for_packs<T>(run.channels, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+      V r = gradient_of(get<T>(grad + i, width), get<T>(y + i, width), sum, log);
+      if (sums) add_to(sums + i, r, width);
+      write(grad_x + i, r, width, run.stream);
+    });
+  }
+  if (run.stream) stream_fence();
+}
+
+// ---- strips ---------------------------------------------------------------------------------------------------------
+
+// The work space: [channels, pitch], then vectors of one value per column.
+template <class T>
+struct Columns {
+  int64_t pitch;
+  T *elements, *most, *sum, *rest, *tops;
+  Columns(void* work, int64_t channels, int64_t width)
+      : pitch((width + strip_step - 1) / strip_step * strip_step),
+        elements(static_cast<T*>(work)),
+        most(elements + channels * pitch),
+        sum(most + pitch),
+        rest(sum + pitch),
+        tops(rest + pitch) {}
+};
+
+template <class T, class W>
+FUSEDACT_INLINE void add_exactly(T* sum, T* rest, Pack<T> x, W width) {
+  Two<Pack<T>> s = two_sum(read(static_cast<const T*>(sum), width), x);
+  write(sum, s.hi, width, false);
+  add_to(rest, s.lo, width);
+}
+
+// Passes two and three, where each column's greatest element is known.
+template <class S, bool log, bool biased, bool near>
+[[gnu::noinline]] void finish_strip(const SoftmaxStrip& run, const Columns<compute_of<S>>& columns) {
+  using T = compute_of<S>;
+  using V = Pack<T>;
+  constexpr bool exact = exact_for<S>, two = exact && (biased || !near);
+  const S* x = static_cast<const S*>(run.x);
+  S* y = static_cast<S*>(run.y);
+  const T* bias = static_cast<const T*>(run.bias);
+  auto over = [&](auto f) FUSEDACT_LAMBDA {  // f(channel, column, width, element, top)
+    for (int64_t c = 0; c < run.channels; ++c) {
+      const V b(biased ? bias[c] : T(0));
+      for_packs<T>(run.width, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+        V v = get<T>(x + c * run.pitch + i, width), top = read(static_cast<const T*>(columns.most) + i, width);
+        if constexpr (biased) {
+          f(c, i, width, sum_of<exact>(v, b), top);
+        } else {
+          f(c, i, width, Two<V>{v, V(0)}, top);
+        }
+      });
+    }
+  };
+
+  if constexpr (log)  // the weight of each column's greatest
+    for_packs<T>(run.width, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+      V top = read(static_cast<const T*>(columns.most) + i, width);
+      write(columns.elements + i, weight_of<two, near>(Two<V>{top, V(0)}, top, power_of(top)), width, false);
+    });
+  over([&](int64_t c, int64_t i, auto width, Two<V> v, V top) FUSEDACT_LAMBDA {
+    V power = power_of(top);
+    if constexpr (log) {
+      Terms<V> t = terms<two, near>(v, top, power, read(static_cast<const T*>(columns.elements) + i, width));
+      add_exactly(columns.sum + i, columns.rest + i, t.rest, width);
+      add_to(columns.tops + i, t.top, width);
+    } else {
+      V e = weight_of<two, near>(v, top, power);
+      write(columns.elements + c * columns.pitch + i, e, width, false);
+      add_exactly(columns.sum + i, columns.rest + i, e, width);
+    }
+  });
+  for (int64_t i = 0; i < run.width; ++i) {
+    const double sum = static_cast<double>(columns.sum[i]) + static_cast<double>(columns.rest[i]);
+    const Two<T> two_parts = log ? halves<T>(log_of(columns.tops[i], sum, columns.elements[i])) : inverse<T>(sum);
+    columns.sum[i] = two_parts.hi;
+    columns.rest[i] = two_parts.lo;
+  }
+  over([&](int64_t c, int64_t i, auto width, Two<V> v, V top) FUSEDACT_LAMBDA {
+    const Two<V> both{read(static_cast<const T*>(columns.sum) + i, width),
+                      read(static_cast<const T*>(columns.rest) + i, width)};
+    V r;
+    if constexpr (log)
+      r = minus_log<exact>(below<exact>(v, top), both);
+    else
+      r = times<exact>(read(static_cast<const T*>(columns.elements) + c * columns.pitch + i, width), both);
+    write(y + c * run.pitch + i, r, width, run.stream);
+  });
+}
+
+template <class S, bool log, bool biased>
+void strip_of(const SoftmaxStrip& run) {
+  using T = compute_of<S>;
+  using V = Pack<T>;
+  const S* x = static_cast<const S*>(run.x);
+  const T* bias = static_cast<const T*>(run.bias);
+  const Columns<T> columns(run.work, run.channels, run.width);
+
+  for (int64_t i = 0; i < columns.pitch; ++i) {
+    columns.most[i] = static_cast<T>(-infinity);
+    columns.sum[i] = columns.rest[i] = columns.tops[i] = 0;
+  }
+  for (int64_t c = 0; c < run.channels; ++c) {
+    const V b(biased ? bias[c] : T(0));
+    for_packs<T>(run.width, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+      V v = get<T>(x + c * run.pitch + i, width);
+      if constexpr (biased) v = v + b;
+      write(columns.most + i, at_least(read(static_cast<const T*>(columns.most) + i, width), v), width, false);
+    });
+  }
+  bool near = true;
+  for (int64_t i = 0; i < run.width; ++i) near &= is_near(columns.most[i]);
+  near ? finish_strip<S, log, biased, true>(run, columns) : finish_strip<S, log, biased, false>(run, columns);
+}
+
+template <class S, bool log>
+void strip(const SoftmaxStrip& run) {
+  run.bias ? strip_of<S, log, true>(run) : strip_of<S, log, false>(run);
+  if (run.stream) stream_fence();
+}
+
+template <class S, bool log>
+void backward_strip(const SoftmaxBackwardStrip& run) {
+  using T = compute_of<S>;
+  using V = Pack<T>;
+  const S *grad = static_cast<const S*>(run.grad), *y = static_cast<const S*>(run.y);
+  S* grad_x = static_cast<S*>(run.grad_x);
+  T* sums = static_cast<T*>(run.sums);
+  const Columns<T> columns(run.work, 0, run.width);
+
+  for (int64_t i = 0; i < columns.pitch; ++i) columns.sum[i] = columns.rest[i] = 0;
+  for (int64_t c = 0; c < run.channels; ++c)
+    for_packs<T>(run.width, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+      V g = get<T>(grad + c * run.pitch + i, width);
+      add_exactly(columns.sum + i, columns.rest + i, log ? g : g * get<T>(y + c * run.pitch + i, width), width);
+    });
+  for (int64_t c = 0; c < run.channels; ++c) {
+    V part(0);
+    for_packs<T>(run.width, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+      const int64_t at = c * run.pitch + i;
+      const V sum =
+          read(static_cast<const T*>(columns.sum) + i, width) + read(static_cast<const T*>(columns.rest) + i, width);
+      V r = gradient_of(get<T>(grad + at, width), get<T>(y + at, width), sum, log);
+      if (sums) part = part + only(r, width, T(0));
+      write(grad_x + at, r, width, run.stream);
+    });
+    if (sums) {
+      Total<T> total;
+      total.add(part);
+      sums[c] += static_cast<T>(total.value());
+    }
+  }
+  if (run.stream) stream_fence();
+}
+
+template <class S, bool log>
+constexpr SoftmaxKernels kernels_of{rows<S, log>, strip<S, log>, backward_rows<S, log>, backward_strip<S, log>};
+
+template <class S>
+SoftmaxKernels either(bool log) {
+  return log ? kernels_of<S, true> : kernels_of<S, false>;
+}
+
+}  // namespace
+
+SoftmaxKernels FUSEDACT_CPU_CAPABILITY::softmax_kernels(DType dtype, bool log) {
+  switch (dtype) {
+    case DType::float32: return either<float>(log);
+    case DType::float64: return either<double>(log);
+    case DType::bfloat16: return either<BFloat16>(log);
+    default: return either<Half>(log);
+  }
+}
+
+}  // namespace fusedact::cpu
