@@ -59,8 +59,8 @@ Tensor in_double(const OptTensor& x, int64_t channels, double otherwise) {
   return x ? x->detach().to(at::kDouble).contiguous() : vector(channels).fill_(otherwise);
 }
 
-// Mean and biased variance in the compute dtype. float32 and 16-bit elements are summed in float64, about the first
-// element of each channel, in one pass; float64 as torch has it, in two.
+// Mean and biased variance in the compute dtype. float32 and 16-bit elements are read once, and summed about the first
+// element of each channel; float64 as torch has it, in two passes.
 std::tuple<Tensor, Tensor> statistics(const Tensor& x) {
   int64_t channels = x.size(1);
   if (x.scalar_type() == at::kDouble) {

@@ -4,6 +4,8 @@
 // Knows no SIMD and no torch.
 #include "epilogue.h"
 
+#include <numeric>
+
 #include "blocks.h"
 #include "isa.h"
 #include "tiles.h"
@@ -20,6 +22,17 @@ constexpr int64_t block = 512, grain = 16384;
 
 bool present(const Vector& v) { return v.extent != Extent::none; }
 bool per_channel(const Vector& v) { return v.extent == Extent::channel; }
+
+// Rows of which half a dozen vectors' patterns fit in the first-level cache, still of whole packs. (Batch normalisation of
+// 64 channels, channels_last: with rows of 4096 its backward took a third longer.)
+Rows short_rows_of(const Shape& s, bool per_channel) {
+  Rows rows = rows_of(s, per_channel);
+  const int64_t whole = std::lcm(s.channels * s.inner, int64_t{lane_count});
+  if (!rows.along || rows.length <= block || whole > block) return rows;
+  rows.length = block / whole * whole;
+  rows.count = (rows.numel + rows.length - 1) / rows.length;
+  return rows;
+}
 
 // Elements of one dtype seen in the compute type C: in place if they are the same, else through a buffer of a block.
 template <class C>
@@ -78,7 +91,8 @@ const C* factors(const Dropout& dropout, int64_t at, int64_t count, C* buffer) {
 template <class C>
 void run_epilogue(const Activation& a, const EpilogueArgs& args) {
   constexpr bool wide = sizeof(C) == 8;
-  const Rows rows = rows_of(args.shape, per_channel(args.bias) || per_channel(args.weight) || present(args.scale));
+  const Rows rows =
+      short_rows_of(args.shape, per_channel(args.bias) || per_channel(args.weight) || present(args.scale));
   const Operands<C> operands(args.bias, args.weight, args.shape, rows);
   const Along<C> scale(args.scale, args.shape, rows, C(1));
   const bool drops = args.dropout.source != Dropout::Source::none, finishes = drops || args.residual;
@@ -122,7 +136,7 @@ void run_epilogue_backward(const Activation& a, const EpilogueBackwardArgs& args
   const bool sums = args.grad_bias.data || args.grad_scale.data || args.grad_weight.data;
   const bool channels = per_channel(args.bias) || per_channel(args.weight) || present(args.scale) ||
                         args.grad_bias.data || args.grad_scale.data || present(args.slope);
-  const Rows rows = rows_of(args.shape, channels);
+  const Rows rows = short_rows_of(args.shape, channels);
   const Operands<C> operands(args.x ? args.bias : Vector{}, args.weight, args.shape, rows);
   const Along<C> scale(args.scale, args.shape, rows, C(1)), center(args.center, args.shape, rows, C(0)),
       slope(args.slope, args.shape, rows, C(0)), offset(args.offset, args.shape, rows, C(0));
@@ -206,7 +220,7 @@ void dropout_mask(const Dropout& dropout, DType dtype, void* mask, int64_t count
 
 void moments(const MomentsArgs& args) {
   using C = double;
-  const Rows rows = rows_of(args.shape, true);
+  const Rows rows = short_rows_of(args.shape, true);
   const Operands<C> operands({args.shift, DType::float64, Extent::channel}, {}, args.shape, rows);
   const auto add = epilogue_runs().moments[static_cast<int>(args.dtype)];
   const Wanted wanted[2] = {{{args.sum, DType::float64}, false}, {{args.square, DType::float64}, false}};

@@ -35,8 +35,8 @@ struct GatherRun {
   bool stream;
 };
 
-// sum += x - shift, square += (x - shift)^2 in float64, over `rows` runs of `count` elements, `pitch` apart: one sum per
-// element, or, where the shift stands still, any of them may hold what belongs to all.
+// sum += x - shift, square += (x - shift)^2 in float64, over `rows` runs of `count` elements, `pitch` apart: one sum for
+// each column, or, where the shift stands still (rows is 1 then), one for all. Not more elements than float32 can sum up.
 struct MomentsRun {
   int64_t count, rows, pitch;
   const void* x;  // of the storage type

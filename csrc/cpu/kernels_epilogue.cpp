@@ -41,40 +41,94 @@ void gather_run(const GatherRun& run) {
   if (run.stream) stream_fence();
 }
 
-template <class S>
-FUSEDACT_INLINE Pack<double> read_wide(const S* p, Whole<double>) {
-  return load<double>(p);
+template <class T, class S>
+FUSEDACT_INLINE Pack<T> read_as(const S* p, Whole<T>) {
+  return load<T>(p);
 }
-template <class S>
-FUSEDACT_INLINE Pack<double> read_wide(const S* p, Part part) {
-  return load<double>(p, part.count);
+template <class T, class S>
+FUSEDACT_INLINE Pack<T> read_as(const S* p, Part part) {
+  return load<T>(p, part.count);
+}
+
+// The sums about `shift`, in float64, from those of n elements about a centre that is near them: there float32 is exact
+// enough, whatever the mean and the outliers.
+struct Near {
+  double n, centre, sum, square;
+  void add_to(double shift, double& total, double& total_square) const {
+    const double moved = centre - shift;
+    total += sum + n * moved;
+    total_square += square + moved * (2 * sum + n * moved);
+  }
+};
+
+// A channel's elements in one run: two passes over the first-level cache.
+template <class S, class T>
+void moments_still(const S* x, const MomentsRun& run) {
+  constexpr int size = Pack<T>::size;
+  T lane[2][size], centre = 0, sum = 0, square = 0;
+  auto total = [](const T(&lane)[size]) {
+    T total = 0;
+    for (T l : lane) total += l;
+    return total;
+  };
+  Pack<T> all(0), squares(0);
+  const int64_t whole = run.count / size * size;
+  for (int64_t i = 0; i < whole; i += size) all = all + read_as<T>(x + i, Whole<T>{});
+  store(lane[0], all);
+  centre = total(lane[0]);
+  const Part rest{static_cast<int>(run.count - whole)};
+  T tail[size];
+  store(tail, read_as<T>(x + whole, rest));
+  for (int i = 0; i < rest.count; ++i) centre += tail[i];
+  centre /= static_cast<T>(run.count);
+  if (centre - centre != 0) centre = 0;  // infinite: so will the mean be, and not NaN
+  all = Pack<T>(0);
+  const Pack<T> centres(centre);
+  for (int64_t i = 0; i < whole; i += size) {
+    Pack<T> d = read_as<T>(x + i, Whole<T>{}) - centres;
+    all = all + d;
+    squares = fma(d, d, squares);
+  }
+  store(lane[0], all);
+  store(lane[1], squares);
+  sum = total(lane[0]);
+  square = total(lane[1]);
+  for (int i = 0; i < rest.count; ++i) {
+    sum += tail[i] - centre;
+    square += (tail[i] - centre) * (tail[i] - centre);
+  }
+  const double shift = *static_cast<const double*>(run.shift.values);
+  Near{static_cast<double>(run.count), centre, sum, square}.add_to(shift, *run.sum, *run.square);
+}
+
+// Every column of a few rows, likewise.
+template <class S, class T>
+void moments_along(const S* x, const MomentsRun& run) {
+  const double* shift = static_cast<const double*>(run.shift.values);
+  for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
+    Pack<T> centre(0), sum(0), square(0);
+    for (int64_t row = 0; row < run.rows; ++row) centre = centre + read_as<T>(x + i + row * run.pitch, width);
+    centre = centre * Pack<T>(1.0 / static_cast<double>(run.rows));
+    centre = select(centre - centre == Pack<T>(0), centre, Pack<T>(0));
+    for (int64_t row = 0; row < run.rows; ++row) {
+      Pack<T> d = read_as<T>(x + i + row * run.pitch, width) - centre;
+      sum = sum + d;
+      square = fma(d, d, square);
+    }
+    T lane[3][Pack<T>::size];
+    store(lane[0], centre);
+    store(lane[1], sum);
+    store(lane[2], square);
+    for (int k = 0; k < width_of(width); ++k)
+      Near{static_cast<double>(run.rows), lane[0][k], lane[1][k], lane[2][k]}.add_to(shift[i + k], run.sum[i + k],
+                                                                                     run.square[i + k]);
+  });
 }
 
 template <class S>
 void moments_run(const MomentsRun& run) {
   const S* x = static_cast<const S*>(run.x);
-  const bool still = run.shift.step == 0;
-  Pack<double> all(0), all_square(0);
-  for_packs<double>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
-    const Pack<double> shift = along<double>(run.shift, i, width);
-    Pack<double> sum(0), square(0);
-    for (int64_t row = 0, at = i; row < run.rows; ++row, at += run.pitch) {
-      Pack<double> d = read_wide(x + at, width) - shift;
-      sum = sum + d;
-      square = fma(d, d, square);
-    }
-    if (still && std::is_same_v<decltype(width), Whole<double>>) {
-      all = all + sum;
-      all_square = all_square + square;
-    } else {
-      add_to(run.sum + i, sum, width);
-      add_to(run.square + i, square, width);
-    }
-  });
-  if (still && run.count >= Pack<double>::size) {
-    add_to(run.sum, all, Whole<double>{});
-    add_to(run.square, all_square, Whole<double>{});
-  }
+  run.shift.step ? moments_along<S, compute_of<S>>(x, run) : moments_still<S, compute_of<S>>(x, run);
 }
 
 // ---- Philox4x32-10 --------------------------------------------------------------------------------------------------
