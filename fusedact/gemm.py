@@ -48,8 +48,8 @@ def linear_act(
         save: what backward reads: "input" (the product, before the bias), "output", "mask", or "auto": the output where
             the derivative follows from it, else the product.
 
-    The remaining keywords are the activation's own parameters; a tensor of 1 or out_features elements learns. (input and
-    weight are given by position, because prelu's parameter is called `weight`.)
+    The remaining keywords are the activation's own parameters; a tensor of 1 or out_features elements learns. Input and
+    weight are given by position, because prelu has a parameter called `weight`.
 
     Returns:
         [*, out_features], contiguous, of input's dtype.
