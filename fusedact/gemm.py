@@ -38,6 +38,9 @@ def linear_act(
     activated in float32 and rounded once, at the end; a processor with 16-bit dot products (AVX512-BF16, AMX) runs
     torch's own 16-bit product instead, which rounds it a first time.
 
+    The cut follows from the shape, so that the bits do not depend on the number of threads. Where fewer than 8 rows, or
+    too few tiles for the threads, leave the product to torch as a whole, its bits are torch's.
+
     Args:
         input: [*, in_features], any strides; float32, float64, bfloat16 or float16.
         weight: [out_features, in_features], of input's dtype.
@@ -48,8 +51,8 @@ def linear_act(
         save: what backward reads: "input" (the product, before the bias), "output", "mask", or "auto": the output where
             the derivative follows from it, else the product.
 
-    The remaining keywords are the activation's own parameters; a tensor of 1 or out_features elements learns. (input and
-    weight are given by position, because prelu's parameter is called `weight`.)
+    The remaining keywords are the activation's own parameters; a tensor of 1 or out_features elements learns. Input and
+    weight are given by position, because prelu has a parameter called `weight`.
 
     Returns:
         [*, out_features], contiguous, of input's dtype.

@@ -422,6 +422,14 @@ def test_checkpointing_and_anomaly_mode() -> None:
         torch.testing.assert_close(g, t, **EXACT)
 
 
+def test_inference_mode() -> None:
+    x, w, b = matrices(300, 20, 700, torch.float32)
+    with torch.inference_mode():
+        y = fusedact.linear_act(x, w, b, "gelu")
+    assert y.is_inference()
+    assert torch.equal(y.clone(), fusedact.linear_act(x, w, b, "gelu"))
+
+
 def test_grad_fn_is_named() -> None:
     x, w, b = (t.requires_grad_() for t in matrices(2, 4, 3, torch.float64))
     assert "LinearActBackward0" in repr(fusedact.linear_act(x, w, b).grad_fn)

@@ -16,8 +16,8 @@ namespace {
 // ---- the cut ---------------------------------------------------------------------------------------------------------
 
 // Narrower tiles cost the GEMM more than their finishing saves: row panels of 128 rows or less are slower than the bare GEMM,
-// 256 x 256 costs it nothing (MKL, 512 x 768 -> 3072). The shape alone decides, so that the bits do not depend on the
-// number of threads.
+// 256 x 256 costs it nothing (MKL, 512 x 768 -> 3072). The shape alone decides how to cut; whether to cut depends on the
+// threads too, and then a few shapes have other bits (MKL: 33 x 333 -> 777, where a tile's edge meets another kernel).
 struct Cut {
   int64_t rows, columns, down, across;
   int64_t count() const { return down * across; }
