@@ -17,6 +17,7 @@ from fusedact.nn.maxout import Maxout
 from fusedact.nn.softmax import LogSoftmax, Softmax, Softmax2d
 
 __all__ = [
-    "GRUCell", "LSTMCell", "LogSoftmax", "Maxout", "Softmax", "Softmax2d", "activation", "batch_norm", "gated", "layers",
+    "GRUCell", "LSTMCell", "LogSoftmax", "Maxout", "Softmax", "Softmax2d", "activation", "batch_norm", "gated",
+    "layers",
     *_activations, *_batch_norms, *_gated, *_layers,
 ]  # fmt: skip
