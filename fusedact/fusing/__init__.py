@@ -19,7 +19,8 @@ How it works, one file a step:
 Nothing is traced, so nothing that depends on the inputs, on `self.training` or on the time of day is baked in.
 """
 
+from fusedact.fusing.graphs import backend, compile_pass
 from fusedact.fusing.model import explain, fuse, unfuse
 from fusedact.fusing.report import Entry, Report
 
-__all__ = ["Entry", "Report", "explain", "fuse", "unfuse"]
+__all__ = ["Entry", "Report", "backend", "compile_pass", "explain", "fuse", "unfuse"]

@@ -20,8 +20,8 @@ from fusedact.nn.activation import overwritable
 
 ROLE = "fusedact_role"  # attribute of an activation's class once it is fused
 
-_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-_DEVICES = frozenset(("cpu", "meta", *(("cuda",) if _build_info.cuda else ())))
+DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+DEVICES = frozenset(("cpu", "meta", *(("cuda",) if _build_info.cuda else ())))
 _LAYERS = torch_layers()
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -29,16 +29,16 @@ _PLAIN = (Tensor, nn.Parameter)
 def servable(x: Any) -> bool:
     """Whether the operators take `x`: a dense floating-point tensor, or one that stands for such a tensor."""
     if type(x) in _PLAIN:
-        return x.dtype in _DTYPES and x.device.type in _DEVICES and x.layout is torch.strided
+        return x.dtype in DTYPES and x.device.type in DEVICES and x.layout is torch.strided
     if isinstance(x, torch.fx.Proxy):
         return True
-    return type(x).__name__ in ("FakeTensor", "FunctionalTensor") and x.dtype in _DTYPES
+    return type(x).__name__ in ("FakeTensor", "FunctionalTensor") and x.dtype in DTYPES
 
 
 def plain(module: nn.Module) -> bool:
     """Whether calling the module is calling its class's forward, and nothing else."""
     if torch.compiler.is_compiling():
-        return not (module._forward_hooks or module._forward_pre_hooks)
+        return not (module._forward_hooks or module._forward_pre_hooks or module._modules)
     own = module.__dict__
     return not (
         own["_forward_hooks"]
@@ -46,6 +46,7 @@ def plain(module: nn.Module) -> bool:
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
         or "forward" in own
+        or own["_modules"]  # torch's parametrisations, adapters
         or _torch_module._has_any_global_hook()
     )
 
@@ -76,7 +77,7 @@ def activate(module: Any, x: Tensor) -> Tensor:
 def after(act: Any, layer: Any, *inputs: Any, **named: Any) -> Any:
     """act(layer(...)), with the layer's bias added by the activation's operator."""
     role: Role | None = getattr(type(act), ROLE, None)
-    entry = _LAYERS.get(type(layer))
+    entry = _LAYERS.get(type(layer).forward)
     if (
         role is None
         or entry is None
@@ -105,7 +106,7 @@ def chain(sequential: Any, input: Any) -> Any:
                 input, waiting = after(module, waiting, input), None
                 continue
             input, waiting = waiting(input), None
-        if type(module) in _LAYERS:
+        if type(module).forward in _LAYERS:
             waiting = module
         else:
             input = module(input)
@@ -149,7 +150,7 @@ def make_after(match: Match, check: Check, formula: Callable[..., Any]) -> Calla
     """An activation written out, of a layer's result that nobody else reads."""
 
     def fused(live: tuple[Any, ...], layer: Any, *inputs: Any, **named: Any) -> Any:
-        entry = _LAYERS.get(type(layer))
+        entry = _LAYERS.get(type(layer).forward)
         if (
             entry is None
             or not inputs

@@ -75,7 +75,7 @@ def _chain(made: Plan, kind: type[nn.Module]) -> None:
         role = roles.module_role(act) if act is not None else None
         if role is None or layer is None or act is None:
             continue
-        if type(layer) not in roles.torch_layers():
+        if not roles.is_layer(layer):
             continue
         why = roles.why_not_a_layer(layer)
         prefix = f"{made.name}." if made.name else ""

@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,15 +40,14 @@ class Match:
     params: tuple[tuple[str, Any], ...] = ()
     gain: float = 1.0
     inplace: bool = False  # the code writes the result over its argument
+    resolved: registry.Resolved = field(init=False, compare=False, repr=False)  # what the operator takes
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resolved", self.row.resolve(**dict(self.params)))
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name}={value}" for name, value in self.params)
         return self.row.name + f"({shown})" * bool(shown) + f" × {self.gain:g}" * (self.gain != 1)
-
-    @functools.cached_property
-    def resolved(self) -> registry.Resolved:
-        """What the operator takes."""
-        return self.row.resolve(**dict(self.params))
 
 
 @dataclass(frozen=True)

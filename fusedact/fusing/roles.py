@@ -58,14 +58,14 @@ class Layer:
 
 
 @functools.cache
-def torch_layers() -> dict[type[nn.Module], Layer]:
-    """torch.nn's layers that fusedact.nn has with an activation, exactly."""
-    made: dict[type[nn.Module], Layer] = {}
+def torch_layers() -> dict[Any, Layer]:
+    """torch.nn's layers that fusedact.nn has with an activation, by their forward, which a subclass may keep."""
+    made: dict[Any, Layer] = {}
     for name in fusedact.nn.layers.__all__:
         ours = getattr(fusedact.nn, name)
         base = getattr(nn, name, None)
         if base is not None and hasattr(ours, "without_bias"):
-            made[base] = Layer(ours.without_bias, ours.channel_dim)
+            made[base.forward] = Layer(ours.without_bias, ours.channel_dim)
     return made
 
 
@@ -97,11 +97,18 @@ def why_not_a_layer(module: nn.Module) -> str | None:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     if any(hooks):
         return "the layer has hooks, which read what stands before the activation"
-    if type(module) not in torch_layers():
-        like = next((b for b in type(module).__mro__ if b in torch_layers()), None)
-        if like is not None or hasattr(module, "weight") or list(module.children()):
-            return f"the layer is a {type(module).__name__}, whose bias cannot be taken out"
+    if not is_layer(module) and isinstance(getattr(module, "bias", None), Tensor):
+        return f"the layer is a {type(module).__name__}, whose bias cannot be taken out"
+    if is_layer(module) and module._modules:
+        return "the layer has modules of its own"
+    if any(type(p) is not nn.Parameter for p in module._parameters.values() if p is not None):
+        return "the layer's parameters are not plain ones"
     return None
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether the module computes what one of torch's layers does, with its code."""
+    return type(module).forward in torch_layers()
 
 
 def module_role(module: Any) -> Role | None:

@@ -123,6 +123,8 @@ class _Finder:
 
     def site(self, cone: Cone) -> Site | None:
         root = cone.root
+        if any(v.function is not None and v.function.kind == "constant" for v in cone.leaves):
+            return None  # calls None: this instance never gets here
         module = root.function.object if root.function is not None else None
         if isinstance(module, nn.Module):
             if len(cone.inner) > 1 or len(cone.leaves) != 1:
@@ -246,7 +248,7 @@ class _Finder:
         target = leaf.function.object
         if leaf.function.kind == "object" and isinstance(target, nn.Module):
             why = roles.why_not_a_layer(target)
-            if why is None and type(target) not in roles.torch_layers():
+            if why is None and not roles.is_layer(target):
                 return "", ""
             name = type(target).__name__.lower()
         elif leaf.function.kind == "object" and id(target) in roles.product_functions():
@@ -420,6 +422,8 @@ class Formula:
         return rebuilt(node, self.copy)
 
     def read(self, node: ast.expr, found: Any) -> ast.expr:
+        if isinstance(node, ast.Attribute) and node.attr == "training":
+            raise Left("it depends on the mode")
         text = ast.dump(node)
         for i, known in enumerate(self.nodes):
             if ast.dump(known) == text:

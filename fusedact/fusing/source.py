@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fusedact import registry
+
 ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 _SIMPLE = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.Return, ast.Assert, ast.Raise, ast.Delete, ast.Pass)
 _SCOPES = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -135,12 +137,20 @@ def tensor_functions() -> dict[int, Callable[..., Any]]:
     for space in (torch, torch.nn.functional, torch.special, torch._C._nn):
         for function in known.get(space, ()):
             name = getattr(function, "__name__", "_")
-            if not name.endswith("_") and not name.startswith("_"):
+            if not name.endswith("_") and not name.startswith("_") and not _draws(function):
                 found[id(function)] = function
-    for name in ("gelu", "hardtanh", "elu", "leaky_relu", "softplus", "relu6", "hardswish", "logsigmoid", "silu"):
-        function = getattr(torch.nn.functional, name)
-        found[id(function)] = function
+    for row in registry.ROWS:
+        if row.torch_function is not None and not _draws(row.torch_function):
+            found[id(row.torch_function)] = row.torch_function
     return found
+
+
+def _draws(function: Callable[..., Any]) -> bool:
+    """Whether a function of torch behaves differently in training: dropout, and what draws random numbers."""
+    try:
+        return "training" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin: its documentation has the signature
+        return "dropout" in getattr(function, "__name__", "")
 
 
 def attribute(owner: Any, name: str) -> tuple[bool, Any]:
@@ -206,7 +216,7 @@ class Reader:
             for name in _names(statement, ast.Store, ast.Del):
                 if name in env:  # perhaps it is not set: then the old value is read later
                     env.pop(name).escapes = True
-            for body in _bodies(statement):
+            for body in self.alive(statement):
                 outer, at = self.run, self.at
                 self.scan(body)
                 self.run, self.at = outer, at
@@ -218,6 +228,35 @@ class Reader:
             for name, value in env.items():
                 if name in before or self.loads.get(name, 0) > seen.get(name, 0):
                     value.escapes = True
+
+    def alive(self, statement: ast.stmt) -> list[list[ast.stmt]]:
+        """The bodies of a compound statement, without a branch that this instance cannot take."""
+        if isinstance(statement, ast.If):
+            test = statement.test
+            negated = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
+            taken = self.truth(test.operand if isinstance(test, ast.UnaryOp) and negated else test)
+            if taken is not None:
+                body = statement.body if taken != negated else statement.orelse
+                return [body] if body else []
+        return list(_bodies(statement))
+
+    def truth(self, test: ast.expr) -> bool | None:
+        """What a condition on the instance alone is (a flag, or `is None`), or None."""
+        operand: ast.expr = test
+        if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], (ast.Is, ast.IsNot)):
+            if not isinstance(test.comparators[0], ast.Constant) or test.comparators[0].value is not None:
+                return None
+            operand = test.left
+        if not isinstance(operand, ast.Attribute) or operand.attr == "training":
+            return None
+        if not isinstance(operand.value, ast.Name) or operand.value.id != self.self_name:
+            return None
+        found, value = attribute(self.instance, operand.attr)
+        if not found:
+            return None
+        if operand is test:
+            return value if isinstance(value, bool) else None
+        return (value is None) == isinstance(test.ops[0], ast.Is)  # type: ignore[attr-defined]
 
     def simple(self, statement: ast.stmt, env: dict[str, Value]) -> None:
         for node in ast.walk(statement):
