@@ -85,8 +85,8 @@ def _elementwise(node: fx.Node, module: nn.Module | None) -> bool:
 
 def _rewrite(graph: fx.Graph, root: fx.Node, module: nn.Module | None) -> Iterable[fx.Node]:
     """Replace the formula under `root` if it is an activation; the nodes that it was made of."""
-    parameters = {n for n in graph.nodes if _is_parameter(n, module)}
-    for stop in (set[fx.Node](), set(root.all_input_nodes)):
+    below = set(root.all_input_nodes)
+    for stop in (set[fx.Node](), {n for b in below for n in b.all_input_nodes}, below):
         leaves, inner = _cone(root, stop, module)
         written = [n for n in inner if n.target in _INPLACE or n.kwargs.get("inplace") is True]
         if not 1 <= len(leaves) <= 2 or any(n.all_input_nodes[0] in leaves for n in written if n.target in _INPLACE):
@@ -101,11 +101,9 @@ def _rewrite(graph: fx.Graph, root: fx.Node, module: nn.Module | None) -> Iterab
             match = recognise.identify(function)
             if match is not None and _emit(graph, root, leaves[0], None, match, order, module):
                 return inner
-        elif any(n in parameters for n in leaves) and recognise.of_a_sum(function):
-            bias = next(n for n in leaves if n in parameters)
-            x = next((n for n in leaves if n is not bias), None)
-            if x is None:
-                continue
+        elif any(map(_is_vector, leaves)) and recognise.of_a_sum(function):
+            bias = next(n for n in leaves if _is_vector(n))
+            x = next(n for n in leaves if n is not bias)
             ordered = functools.partial(_evaluate, order, [x, bias], module)
             match = recognise.identify(lambda v, f=ordered: f(v, 0 * v.detach()))
             if match is not None and _emit(graph, root, x, bias, match, order, module):
@@ -127,11 +125,9 @@ def _writes(node: fx.Node, value: fx.Node) -> bool:
     )
 
 
-def _is_parameter(node: fx.Node, module: nn.Module | None) -> bool:
-    if node.op == "get_attr":
-        return True
-    value = node.meta.get("example_value", node.meta.get("val"))
-    return node.op == "placeholder" and isinstance(value, nn.Parameter)
+def _is_vector(node: fx.Node) -> bool:
+    value = _value(node)
+    return isinstance(value, Tensor) and value.dim() == 1
 
 
 def _cone(root: fx.Node, stop: set[fx.Node], module: nn.Module | None) -> tuple[list[fx.Node], set[fx.Node]]:
@@ -189,7 +185,7 @@ def _emit(
         vector = _value(bias)
         if not isinstance(vector, Tensor) or vector.dim() != 1 or not isinstance(shown, Tensor):
             return False
-        if shown.size(-1) != vector.size(0) or shown.dtype != vector.dtype:
+        if shown.dim() < 2 or shown.size(-1) != vector.size(0) or shown.dtype != vector.dtype:
             return False
         x = leaf
     else:

@@ -55,7 +55,8 @@ def plan(module: nn.Module, name: str = "") -> Plan:
     return made
 
 
-_READ_IN_TORCH = ("torch.nn.modules.transformer",)  # layers written like anyone's; the others call no activation
+# Written like anyone's, or generated from it; torch's other modules call no activation.
+_READ_IN_TORCH = ("torch.nn.modules.transformer", "torch.fx.graph_module")
 
 
 def _torchs(kind: type[nn.Module]) -> bool:
@@ -75,9 +76,9 @@ def _chain(made: Plan, kind: type[nn.Module]) -> None:
         role = roles.module_role(act) if act is not None else None
         if role is None or layer is None or act is None:
             continue
-        if not roles.is_layer(layer):
-            continue
         why = roles.why_not_a_layer(layer)
+        if why is None and not roles.is_layer(layer):
+            continue
         prefix = f"{made.name}." if made.name else ""
         if why is None:
             what = f"{type(layer).__name__.lower()} + {role}"

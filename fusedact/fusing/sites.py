@@ -117,7 +117,17 @@ class _Finder:
                 continue
             tried.add(key)
             site = self.site(cone)
-            if site is not None:
+            if site is not None and (not site.reason or len(cone.inner) == 1):
+                return site, cone.inner
+        whole = self.cone(root, frozenset()).inner
+        for value in reversed(whole[1:]):  # an activation of something elementwise: the largest one that is known
+            cone = self.cone(root, frozenset({id(value)}))
+            key = frozenset(map(id, cone.inner))
+            if key in tried or len(cone.leaves) != 1 or cone.leaves[0] is not value:
+                continue
+            tried.add(key)
+            site = self.site(cone)
+            if site is not None and (not site.reason or len(cone.inner) == 1):
                 return site, cone.inner
         return None, []
 

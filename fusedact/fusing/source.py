@@ -266,14 +266,17 @@ class Reader:
                 self.run.mutations.append(self.at)
                 break
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
-            value = self.value(statement.value)
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            if len(targets) == 1 and isinstance(targets[0], ast.Name):
-                if value.names or isinstance(statement.value, ast.Name):  # an alias: two names, one value
-                    value.readers.append((None, self.at))
-                value.names.append(targets[0].id)
-                env[targets[0].id] = value
+            pairs = _pairs(targets, statement.value)
+            if pairs:
+                values = [self.value(expression) for _, expression in pairs]
+                for (target, expression), value in zip(pairs, values, strict=True):
+                    if value.names or isinstance(expression, ast.Name):  # an alias: two names, one value
+                        value.readers.append((None, self.at))
+                    value.names.append(target.id)
+                    env[target.id] = value
                 return
+            value = self.value(statement.value)
             value.readers.append((None, self.at))
             for target in targets:
                 for node in ast.walk(target):
@@ -487,6 +490,20 @@ class Reader:
 
     def _starred(self, node: ast.Starred) -> Value:
         return self.opaque(node)
+
+
+def _pairs(targets: list[ast.expr], value: ast.expr) -> list[tuple[ast.Name, ast.expr]]:
+    """(name, expression) of an assignment to one name, or of as many names as expressions; else nothing."""
+    if len(targets) != 1:
+        return []
+    names, values = [targets[0]], [value]
+    if isinstance(targets[0], ast.Tuple) and isinstance(value, ast.Tuple):
+        names, values = targets[0].elts, value.elts
+    if len(names) != len(values) or any(isinstance(v, ast.Starred) for v in values):
+        return []
+    return [(n, v) for n, v in zip(names, values, strict=True) if isinstance(n, ast.Name)] * all(
+        isinstance(n, ast.Name) for n in names
+    )
 
 
 def _replaced(node: ast.expr, of: dict[int, Value]) -> ast.expr:
