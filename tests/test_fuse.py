@@ -311,7 +311,7 @@ class Decorated(Block):
 class Super(NestedModules):
     def forward(self, x: Tensor) -> Tensor:
         assert super().__init__ is not None
-        return self.act(self.fc(x)) + __class__.runs["bias"]  # type: ignore[name-defined]  # noqa: F821
+        return self.act(self.fc(x)) + __class__.runs["bias"]  # type: ignore[name-defined]
 
 
 @form(bias=2)
@@ -488,7 +488,7 @@ class PerhapsReplaced(Block):
         if x.sum() > 1e9:
             h = x
         y = self.act(h)
-        return y
+        return y  # noqa: RET504  the form is the point
 
 
 @left(unfused=1)
@@ -917,7 +917,7 @@ def test_errors_of_settings() -> None:
     with pytest.raises(ValueError, match="verify=True needs example_inputs"):
         fusedact.fuse(model, verify=True)
     model.lock = (i for i in ())  # type: ignore[assignment]
-    with pytest.raises(TypeError, match="cannot be copied .* inplace=True"):
+    with pytest.raises(TypeError, match=r"cannot be copied .* inplace=True"):
         fusedact.fuse(model)
 
 
@@ -989,7 +989,7 @@ def test_verify_when_the_model_does_not_repeat_itself() -> None:
             self.calls = getattr(self, "calls", 0) + 1
             return self.act(self.fc(x)) * self.calls
 
-    fused, report = fusedact.fuse(Counter(), torch.randn(3, 8), verify=True, report=True)
+    _, report = fusedact.fuse(Counter(), torch.randn(3, 8), verify=True, report=True)
     assert not report.fused
     assert "nothing verified" in report.note
 

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 
+import fusedact
 from fusedact import _build_info, functional, registry
 from fusedact.fusing.recognise import Gate, Match
-from fusedact.fusing.roles import Role, torch_layers
+from fusedact.fusing.roles import Role, module_role, torch_layers
 from fusedact.nn.activation import overwritable
 
 ROLE = "fusedact_role"  # attribute of an activation's class once it is fused
+
+_any_global_hook: Callable[[], bool] = vars(_torch_module)["_has_any_global_hook"]
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 DEVICES = frozenset(("cpu", "meta", *(("cuda",) if _build_info.cuda else ())))
@@ -47,7 +50,7 @@ def plain(module: nn.Module) -> bool:
         or own["_backward_pre_hooks"]
         or "forward" in own
         or own["_modules"]  # torch's parametrisations, adapters
-        or _torch_module._has_any_global_hook()
+        or _any_global_hook()
     )
 
 
@@ -121,18 +124,23 @@ Check = Callable[[tuple[Any, ...]], bool]
 
 def checker(expected: tuple[Any, ...]) -> Check:
     """Whether live values are those that were there at fusing; a module is the same if its role is."""
-    wanted = tuple(getattr(type(e), ROLE, None) if isinstance(e, nn.Module) else e for e in expected)
+    wanted = tuple(_as_found(e, module_role(e)) if isinstance(e, nn.Module) else e for e in expected)
 
     def check(live: tuple[Any, ...]) -> bool:
         for value, want in zip(live, wanted, strict=True):
             if isinstance(value, nn.Module):
-                if want is None or getattr(type(value), ROLE, None) != want or not plain(value):
+                if _as_found(value, getattr(type(value), ROLE, None)) != want or not plain(value):
                     return False
             elif value is not want and value != want:
                 return False
         return True
 
     return check
+
+
+def _as_found(module: nn.Module, role: Role | None) -> tuple[Any, ...]:
+    """What the module computes, as far as it is an activation."""
+    return (role, *(getattr(module, name) for name in role.names)) if role is not None else ()
 
 
 def make_alone(match: Match, check: Check, formula: Callable[..., Any]) -> Callable[..., Any]:
@@ -201,5 +209,49 @@ def make_bias(match: Match, check: Check, formula: Callable[..., Any]) -> Callab
 
 
 def make_gate(gate: Gate, check: Check, formula: Callable[..., Any]) -> Callable[..., Any] | None:
-    """activation(a) * b; None while there is no fused kernel for it."""
+    """activation(a) * b of two tensors, or of the halves of one; None if this build has no kernel for gates."""
+    gated_act = getattr(fusedact, "gated_act", None)
+    if gated_act is None:
+        return None
+    params = dict(gate.match.params)
+    name = gate.match.row.name
+
+    def fused(live: tuple[Any, ...], first: Any, second: Any) -> Any:
+        if not (servable(first) and servable(second) and check(live)) or (
+            first.shape != second.shape or first.dtype != second.dtype
+        ):
+            return formula(first, second, *live)
+        a, b = (second, first) if gate.swapped else (first, second)
+        settings = {"limit": gate.limit, "offset": gate.offset, **params}
+        halves = None if torch.compiler.is_compiling() else _halves(a, b)
+        if halves is None:
+            return gated_act((a, b), None, name, **settings)
+        whole, dim, which, layout = halves
+        return gated_act(whole, None, name, dim=dim, gate=which, layout=layout, **settings)
+
+    return fused
+
+
+def _halves(a: Tensor, b: Tensor) -> tuple[Tensor, int, str, str] | None:
+    """(whole, dim, which half `a` is, layout), if `a` and `b` are views of the two halves of one tensor.
+
+    The whole carries the same gradient, and one pass writes it where two views would need a third to gather.
+    """
+    whole = a._base
+    if type(a) is not Tensor or whole is None or whole is not b._base or whole.dim() != a.dim():
+        return None
+    different = [d for d in range(a.dim()) if whole.size(d) != a.size(d)]
+    if len(different) != 1 or a.stride() != b.stride():
+        return None
+    dim = different[0]
+    step, size = whole.stride(dim), a.size(dim)
+    others = (d for d in range(a.dim()) if d != dim and a.size(d) > 1)
+    starts = a.storage_offset() - whole.storage_offset(), b.storage_offset() - whole.storage_offset()
+    if whole.size(dim) != 2 * size or min(starts) != 0 or any(a.stride(d) != whole.stride(d) for d in others):
+        return None
+    which = "first" if starts[0] == 0 else "second"
+    if a.stride(dim) == step and max(starts) == size * step and size > 1:
+        return whole, dim, which, "concat"
+    if a.stride(dim) == 2 * step and max(starts) == step and size > 1:
+        return whole, dim, which, "interleaved"
     return None

@@ -4,8 +4,8 @@ Knows code objects and syntax trees; what is replaced by what comes from sites.p
 """
 
 from __future__ import annotations
-
 import __future__ as futures
+
 import ast
 import copy
 import types
@@ -54,8 +54,8 @@ def rewritten(parsed: Parsed, sites: Iterable[Site]) -> types.FunctionType:
     free = [*function.__code__.co_freevars, *helpers]
     arguments = ast.arguments([], [ast.arg(n) for n in free], None, [], [], None, [])
     factory = ast.FunctionDef("factory", arguments, [tree], [], None)
-    if "type_params" in ast.FunctionDef._fields:
-        factory.type_params = []
+    if "type_params" in ast.FunctionDef._fields:  # Python 3.12
+        vars(factory)["type_params"] = []
     module = ast.fix_missing_locations(ast.Module([factory], []))
     code = function.__code__
     try:
@@ -67,7 +67,8 @@ def rewritten(parsed: Parsed, sites: Iterable[Site]) -> types.FunctionType:
     cells.update((name, types.CellType(helper)) for name, helper in helpers.items())
     if not set(inner.co_freevars) <= set(cells) or inner.co_argcount != code.co_argcount:
         raise NoSource("its names cannot be resolved")
-    inner = inner.replace(co_qualname=code.co_qualname) if hasattr(code, "co_qualname") else inner
+    qualified: dict[str, Any] = {"co_qualname": getattr(code, "co_qualname", None)}  # Python 3.11
+    inner = inner.replace(**qualified) if qualified["co_qualname"] else inner
     closure = tuple(cells[name] for name in inner.co_freevars)
     return _like(function, types.FunctionType(inner, function.__globals__, function.__name__, None, closure))
 
@@ -115,7 +116,7 @@ def rewrapped(function: types.FunctionType, inner: types.FunctionType, new: type
     """`function` with `inner`, somewhere under its decorators, replaced by `new`."""
     if function is inner:
         return new
-    wrapped = function.__wrapped__
+    wrapped = vars(function)["__wrapped__"]
     replaced = rewrapped(wrapped, inner, new)
     closure = list(function.__closure__ or ())
     for i, cell in enumerate(closure):

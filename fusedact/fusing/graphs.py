@@ -105,7 +105,7 @@ def _rewrite(graph: fx.Graph, root: fx.Node, module: nn.Module | None) -> Iterab
             bias = next(n for n in leaves if _is_vector(n))
             x = next(n for n in leaves if n is not bias)
             ordered = functools.partial(_evaluate, order, [x, bias], module)
-            match = recognise.identify(lambda v, f=ordered: f(v, 0 * v.detach()))
+            match = recognise.identify(functools.partial(_at_zero, ordered))
             if match is not None and _emit(graph, root, x, bias, match, order, module):
                 return inner
     return ()
@@ -123,6 +123,10 @@ def _writes(node: fx.Node, value: fx.Node) -> bool:
         or node.kwargs.get("inplace") is True
         or node.kwargs.get("out") is value
     )
+
+
+def _at_zero(function: Callable[..., Any], v: Tensor) -> Any:
+    return function(v, torch.zeros_like(v))
 
 
 def _is_vector(node: fx.Node) -> bool:
@@ -228,4 +232,3 @@ def _may_alias(node: fx.Node) -> bool:
         return False
     made = ("linear", "conv", "norm", "addmm", "matmul")
     return not any(part in getattr(node.target, "__name__", str(node.target)) for part in made)
-

@@ -135,7 +135,9 @@ def _excluded(model: nn.Module, exclude: Exclude) -> set[int]:
         if isinstance(item, str):
             roots = [m for n, m in named.items() if fnmatch.fnmatchcase(n, item)]
             if not roots:
-                raise ValueError(f"exclude: no module of this model is called {item!r}; names are those of named_modules()")
+                raise ValueError(
+                    f"exclude: no module of this model is called {item!r}; names are those of named_modules()"
+                )
         elif isinstance(item, type):
             roots = [m for m in named.values() if isinstance(m, item)]
         elif isinstance(item, nn.Module):

@@ -6,6 +6,7 @@ Puts roles, sources, sites and classes together. Changes a module only in `apply
 from __future__ import annotations
 
 import inspect
+import itertools
 import types
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,7 +49,7 @@ def plan(module: nn.Module, name: str = "") -> Plan:
     elif _random(kind):
         made.entries.append(Entry(name, kind.__name__.lower(), False, "it draws random numbers, and would draw others"))
     elif isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward:
-        if kind.__iter__ is nn.Sequential.__iter__:
+        if getattr(kind, "__iter__", None) is nn.Sequential.__iter__:
             _chain(made, kind)
     elif not _torchs(kind):
         _methods(made, kind)
@@ -72,7 +73,7 @@ def _random(kind: type[nn.Module]) -> bool:
 def _chain(made: Plan, kind: type[nn.Module]) -> None:
     """Neighbours in a Sequential."""
     children = list(made.module._modules.items())
-    for (first, layer), (second, act) in zip(children, children[1:], strict=False):
+    for (first, layer), (second, act) in itertools.pairwise(children):
         role = roles.module_role(act) if act is not None else None
         if role is None or layer is None or act is None:
             continue
@@ -110,7 +111,9 @@ def _methods(made: Plan, kind: type[nn.Module]) -> None:
     everything: list[str] = []
     for name, (_, _, _, here) in found.items():
         for site in here:
-            made.entries.append(Entry(made.name, site.what, not site.reason, site.reason or site.note, site.text, site.line))
+            made.entries.append(
+                Entry(made.name, site.what, not site.reason, site.reason or site.note, site.text, site.line)
+            )
             made.served += site.modules
             if site.edits:
                 everything += [name, *sites.signature([site])]

@@ -1,4 +1,4 @@
-"""Which activation a piece of code computes, found by computing it: numbers are compared with the registry's references.
+"""Which activation a piece of code computes, found by computing it and comparing with the registry's references.
 
 A spelling is never looked at, so every spelling counts: `x * torch.sigmoid(x)`, `x / (1 + torch.exp(-x))` and a class
 of anyone's that ends in `F.silu` are one row. What is compared: values and slopes in float64 on a grid that is dense
@@ -69,14 +69,23 @@ class Unsuitable(Exception):
 
 
 _ELEMENTWISE = {"hardswish", "hardswish_", "hardswish_backward", "log_sigmoid_forward", "log_sigmoid_backward"}
-_HARMLESS = {"_to_copy", "detach", "lift_fresh", "lift_fresh_copy", "scalar_tensor", "ones_like", "zeros_like", "full_like"}
+_HARMLESS = {
+    "_to_copy",
+    "detach",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "scalar_tensor",
+    "ones_like",
+    "zeros_like",
+    "full_like",
+}
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses what is not elementwise, and collects the constants."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.constants: set[float] = set()
 
     def __torch_dispatch__(
@@ -86,9 +95,9 @@ class _Watch(TorchDispatchMode):
         if torch.Tag.pointwise not in func.tags and name not in _ELEMENTWISE | _HARMLESS:
             raise Unsuitable(name)
         for value in (*args, *(kwargs or {}).values()):
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                self.constants.add(float(value))
-            elif isinstance(value, Tensor) and value.dim() == 0:
+            if (isinstance(value, (int, float)) and not isinstance(value, bool)) or (
+                isinstance(value, Tensor) and value.dim() == 0
+            ):
                 self.constants.add(float(value))
         return func(*args, **(kwargs or {}))
 
@@ -97,7 +106,8 @@ def _grid(constants: Iterable[float]) -> Tensor:
     near = [s * c + d for c in constants if abs(c) < 1e4 for s in (1, -1) for d in (-1e-3, 0.0, 1e-3)]
     far = torch.logspace(-5, 4, 28, dtype=torch.float64)
     parts = [torch.linspace(-12, 12, 385, dtype=torch.float64), far, -far, torch.tensor(near, dtype=torch.float64)]
-    return torch.cat(parts).unique()
+    grid: Tensor = torch.cat(parts).unique()  # type: ignore[no-untyped-call]
+    return grid
 
 
 _STEEP = 50.0  # slopes are compared within it: beyond, a formula's exp or cube overflows on its way back

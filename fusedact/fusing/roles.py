@@ -235,4 +235,3 @@ def elementwise(target: Any) -> bool:
 def is_general(row: Activation) -> bool:
     """Arithmetic that torch has as a function but not as an activation: worth fusing behind a bias only."""
     return row.torch_module is None and row.replaces is not None
-

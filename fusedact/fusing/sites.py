@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fusedact.fusing import calls, recognise, roles
 from fusedact.fusing.recognise import Gate, Match
@@ -81,18 +82,16 @@ class _Finder:
         while True:
             leaves: dict[int, Value] = {}
             inner: dict[int, Value] = {}
-
-            def walk(value: Value) -> None:
+            waiting = [root]
+            while waiting:
+                value = waiting.pop()
                 if id(value) in leaves or id(value) in inner:
-                    return
+                    continue
                 if value is not root and (value.kind != "operator" or id(value) in halt):
                     leaves[id(value)] = value
-                    return
+                    continue
                 inner[id(value)] = value
-                for part in value.parts:
-                    walk(part)
-
-            walk(root)
+                waiting += reversed(value.parts)
             open_ = [
                 v for v in inner.values()
                 if v is not root and (v.escapes or len(v.names) > 1
@@ -104,7 +103,7 @@ class _Finder:
 
     def at(self, root: Value) -> tuple[Site | None, list[Value]]:
         tried: set[frozenset[int]] = set()
-        below = [p for p in root.parts]
+        below = root.parts
         stops = [
             frozenset[int](),
             frozenset(id(p) for p in itertools.chain.from_iterable(p.parts for p in below)),
@@ -140,9 +139,9 @@ class _Finder:
             if len(cone.inner) > 1 or len(cone.leaves) != 1:
                 return None
             return self.module_site(cone, module)
-        if all(isinstance(v.node, (ast.BinOp, ast.UnaryOp)) and not _power(v.node) for v in cone.inner):
-            if len(cone.leaves) == 1:
-                return None  # a polynomial
+        plain = all(isinstance(v.node, (ast.BinOp, ast.UnaryOp)) and not _power(v.node) for v in cone.inner)
+        if plain and len(cone.leaves) == 1:
+            return None  # a polynomial
         try:
             formula = self.formula(cone)
         except Left:
@@ -233,10 +232,8 @@ class _Finder:
         x = next(v for v in cone.leaves if v is not bias[0])
         ordered = Cone(root, [x, bias[0]], cone.inner)
         formula = self.formula(ordered)
-        probe = formula.probe
-        match = _remembered(
-            (formula.key, "of sum"), lambda: recognise.identify(lambda v: probe(v, 0 * v.detach()))
-        )
+        probe: Callable[..., Any] = formula.probe
+        match = _remembered((formula.key, "of sum"), lambda: recognise.identify(lambda v: probe(v, _zeros(v))))
         if match is None or match.inplace:
             return None
         site = Site(f"bias + {match}", _text(root), _line(root))
@@ -341,6 +338,10 @@ class _Finder:
         return Formula(self.reader, self.run, cone)
 
 
+def _zeros(v: Tensor) -> Tensor:
+    return torch.zeros_like(v)
+
+
 def _left(site: Site, reason: str) -> Site:
     site.reason, site.edits, site.helper = reason, {}, None
     return site
@@ -395,7 +396,7 @@ class Formula:
         self.expected = tuple(self.found)
         self.modules = tuple(m for m in self.found if isinstance(m, nn.Module))
         stand_ins = [_forward_of(m) if isinstance(m, nn.Module) else m for m in self.found]
-        self.probe = lambda *leaves: self.call(*leaves, *stand_ins)
+        self.probe: Callable[..., Any] = lambda *leaves: self.call(*leaves, *stand_ins)
         seen = tuple((type(f), id(f) if isinstance(f, nn.Module) else repr(f)) for f in self.found)
         self.key = (
             ast.dump(body), seen, tuple(map(repr, self.constants.values())), id(reader.parsed.function.__globals__)

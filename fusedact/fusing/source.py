@@ -186,7 +186,7 @@ class Reader:
         stored = (n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load))
         self.local = {a.arg for a in arguments} | set(stored)
         self.local |= {n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))} - {tree.name}
-        if self.self_name in set(n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)):
+        if self.self_name in _names(tree, ast.Store):
             raise NoSource("it assigns to its first argument")
         self.loads: dict[str, int] = {}
         for node in ast.walk(tree):
@@ -266,15 +266,17 @@ class Reader:
                 self.run.mutations.append(self.at)
                 break
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            targets: list[ast.expr] = (
+                list(statement.targets) if isinstance(statement, ast.Assign) else [statement.target]
+            )
             pairs = _pairs(targets, statement.value)
             if pairs:
                 values = [self.value(expression) for _, expression in pairs]
-                for (target, expression), value in zip(pairs, values, strict=True):
+                for (bound, expression), value in zip(pairs, values, strict=True):
                     if value.names or isinstance(expression, ast.Name):  # an alias: two names, one value
                         value.readers.append((None, self.at))
-                    value.names.append(target.id)
-                    env[target.id] = value
+                    value.names.append(bound.id)
+                    env[bound.id] = value
                 return
             value = self.value(statement.value)
             value.readers.append((None, self.at))
@@ -313,7 +315,9 @@ class Reader:
         self.run, self.at, self.state = outer, at, state
 
     def make(self, kind: str, node: ast.expr, parts: Iterable[Value] = (), **more: Any) -> Value:
-        value = Value(kind, node, self.at, parts=tuple(p for p in parts if p.kind not in ("constant", "object")), **more)
+        value = Value(
+            kind, node, self.at, parts=tuple(p for p in parts if p.kind not in ("constant", "object")), **more
+        )
         for part in parts:
             part.readers.append((value, self.at))
         self.run.of[id(node)] = value
@@ -342,7 +346,9 @@ class Reader:
 
     def _scope(self, node: ast.expr) -> Value:
         env, _, _ = self.state
-        bound = _names(node, ast.Store) | {a.arg for n in ast.walk(node) if isinstance(n, ast.Lambda) for a in n.args.args}
+        bound = _names(node, ast.Store) | {
+            a.arg for n in ast.walk(node) if isinstance(n, ast.Lambda) for a in n.args.args
+        }
         for name in _names(node, ast.Load):
             if name in env:
                 env[name].escapes = True

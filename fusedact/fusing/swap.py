@@ -19,6 +19,7 @@ from fusedact.fusing.recognise import Match
 from fusedact.fusing.roles import Role
 
 ORIGINAL = "fusedact_original"
+_NEW: Any = vars(copyreg)["__newobj__"]  # what classes without a __reduce__ of their own are pickled with
 _CLASSES: dict[Any, type[nn.Module]] = {}
 
 
@@ -75,12 +76,12 @@ def _reduce(module: Any, protocol: Any) -> Any:
     kind = type(module)
     base = getattr(kind, ORIGINAL)
     reduced = super(_maker(kind), module).__reduce_ex__(max(int(protocol), 2))
-    if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__ and reduced[1][0] is kind:
+    if isinstance(reduced, tuple) and reduced[0] is _NEW and reduced[1][0] is kind:
         return (_renewed, (base, kind.fusedact_key, *reduced[1][1:]), *reduced[2:])
     return reduced
 
 
-def _maker(kind: type) -> type:
+def _maker(kind: type) -> Any:
     """The class in the order of resolution whose `__reduce_ex__` is `_reduce`."""
     return next(c for c in kind.__mro__ if ORIGINAL in vars(c))
 

@@ -28,7 +28,7 @@ TOLERANCE = {
 
 
 def settle(model: nn.Module, plans: list[Plan], example_inputs: Any) -> str:
-    """Fuse what can be fused with equal results; what was undone is said in the plans' entries. A note for the report."""
+    """Fuse what gives equal results; the plans' entries say what was undone. Returns a note for the report."""
     for made in plans:
         swap.restore(made.module)
     wanted = _results(model, example_inputs)
@@ -87,9 +87,7 @@ def _once(model: nn.Module, inputs: Any) -> list[Tensor | None]:
     parameters = list(model.parameters())
     with _undisturbed(model, parameters), torch.enable_grad():
         torch.manual_seed(0)
-        fresh = pytree.tree_map_only(
-            Tensor, lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), inputs
-        )
+        fresh = pytree.tree_map_only(Tensor, lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), inputs)
         given = [t for t in pytree.tree_leaves(fresh) if isinstance(t, Tensor) and t.requires_grad]
         if isinstance(fresh, dict):
             output = model(**fresh)

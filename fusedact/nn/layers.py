@@ -174,9 +174,10 @@ class _Transposed(Activated):
             input, output_size, layer.stride, layer.padding, layer.kernel_size, dims, layer.dilation
         )
         product = _TRANSPOSED[dims - 1]
-        return product(
+        result: Tensor = product(
             input, layer.weight, None, layer.stride, layer.padding, output_padding, layer.groups, layer.dilation
         )
+        return result
 
 
 _TRANSPOSED: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)  # without the classes' checks
