@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# One of each: convolutions with batch norm, a Transformer, a gate, experts.
+QUICK = ("mobilenet_v3_small", "BertModel", "LlamaForCausalLM", "GptOssForCausalLM")
+
 
 @dataclass(frozen=True)
 class Animal:
@@ -20,6 +23,7 @@ class Animal:
     name: str
     make: Callable[[], nn.Module]
     inputs: Callable[[], dict[str, Any]]  # keyword arguments
+    quick: bool = False  # small enough for every run of the tests
 
 
 def _vision() -> Any:
@@ -50,8 +54,7 @@ def _tv(name: str, size: int, **more: Any) -> Animal:
         model: nn.Module = getattr(_vision(), name)(weights=None, **more)
         return model
 
-    argument = "input" if name.startswith("__") else "x"
-    return Animal(f"torchvision {name}", make, _image(size, argument))
+    return Animal(f"torchvision {name}", make, _image(size), name in QUICK)
 
 
 def _timm(name: str, size: int | None, **more: Any) -> Animal:
@@ -62,7 +65,7 @@ def _timm(name: str, size: int | None, **more: Any) -> Animal:
         model: nn.Module = timm.create_model(name, pretrained=False, num_classes=10, **more)
         return model
 
-    return Animal(f"timm {name}", make, _image(size or 224))
+    return Animal(f"timm {name}", make, _image(size or 224), name in QUICK)
 
 
 SMALL = {
@@ -79,7 +82,7 @@ def _hf(model: str, config: str, inputs: Callable[[], dict[str, Any]] | None = N
         made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**settings))
         return made
 
-    return Animal(f"transformers {model}", make, inputs or _tokens)
+    return Animal(f"transformers {model}", make, inputs or _tokens, model in QUICK)
 
 
 ZOO: tuple[Animal, ...] = (
