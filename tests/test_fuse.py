@@ -723,6 +723,55 @@ def test_attributes_that_change_later() -> None:
     assert ran(fused, x) == {"bias": 1}
 
 
+STEEPNESS = 1.702
+
+
+class ReadsAGlobal(Block):
+    """A constant of the module that it is written in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc(x)
+        return h * torch.sigmoid(STEEPNESS * h)
+
+
+def test_globals_that_change_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = ReadsAGlobal(), torch.randn(5, 8)
+    fused = fusedact.fuse(model)
+    assert ran(fused, x) == {"bias": 1}
+    monkeypatch.setitem(globals(), "STEEPNESS", 0.9)
+    torch.testing.assert_close(fused(x), model(x))
+
+
+def test_a_function_that_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook: the same name and the same text of the caller, another function."""
+
+    class Caller(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return own_function(self.fc(x)) * 2
+
+    x = torch.randn(5, 8)
+    assert fusedact.explain(Caller()).entries[0].what == "linear + mish × 2.0"
+    monkeypatch.setitem(globals(), "own_function", lambda x: x * x.sigmoid())
+    assert fusedact.explain(Caller()).entries[0].what == "linear + silu × 2.0"
+    model = Caller()
+    torch.testing.assert_close(fusedact.fuse(model)(x), model(x))
+
+
+class Sealed(NestedModules):
+    """A class that wants no subclass."""
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError("Sealed has no subclasses")
+
+
+def test_classes_that_cannot_change() -> None:
+    model = nn.Sequential(Sealed())
+    fused, report = fusedact.fuse(model, report=True)
+    assert "Sealed has no subclasses" in report.left[0].reason
+    assert type(fused[0]) is Sealed
+    assert ran(fused, torch.randn(5, 8)) == {"alone": 1}
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
 def test_dtypes_that_the_operators_do_not_take(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Identity(), nn.ReLU() if dtype is torch.int64 else nn.SiLU())

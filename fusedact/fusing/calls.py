@@ -124,7 +124,7 @@ Check = Callable[[tuple[Any, ...]], bool]
 
 def checker(expected: tuple[Any, ...]) -> Check:
     """Whether live values are those that were there at fusing; a module is the same if its role is."""
-    wanted = tuple(_as_found(e, module_role(e)) if isinstance(e, nn.Module) else e for e in expected)
+    wanted = tuple(found(e) if isinstance(e, nn.Module) else e for e in expected)
 
     def check(live: tuple[Any, ...]) -> bool:
         for value, want in zip(live, wanted, strict=True):
@@ -136,6 +136,11 @@ def checker(expected: tuple[Any, ...]) -> Check:
         return True
 
     return check
+
+
+def found(module: nn.Module) -> tuple[Any, ...]:
+    """What an activation module computes now."""
+    return _as_found(module, module_role(module))
 
 
 def _as_found(module: nn.Module, role: Role | None) -> tuple[Any, ...]:

@@ -74,9 +74,13 @@ def fuse(
 
 
 def apply(made: Plan) -> None:
-    """Fuse one module."""
+    """Fuse one module; one whose class cannot be changed (a layout of its own) is left."""
     if made.kind is not None:
-        made.module.__class__ = made.kind
+        try:
+            made.module.__class__ = made.kind
+        except TypeError as error:
+            made.kind = None
+            made.entries = [Entry(e.name, e.what, False, str(error), e.text, e.line) for e in made.entries]
 
 
 def unfuse(model: Model) -> Model:

@@ -35,6 +35,16 @@ class Plan:
 def plan(module: nn.Module, name: str = "") -> Plan:
     """What would be done to `module`; nothing is changed."""
     made = Plan(module, name)
+    try:
+        return _planned(made)
+    except Exception as error:  # a class that cannot have subclasses, a formula that nobody foresaw
+        why = f"{type(error).__name__}: {error}"
+        entries = [Entry(e.name, e.what, False, why, e.text, e.line) for e in made.entries]
+        return Plan(module, name, entries=entries, unread=[why])
+
+
+def _planned(made: Plan) -> Plan:
+    module, name = made.module, made.name
     kind = swap.original(module)
     if "forward" in module.__dict__:
         if roles.torch_activations().get(kind) is not None:

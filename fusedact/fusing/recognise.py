@@ -47,7 +47,7 @@ class Match:
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name}={value}" for name, value in self.params)
-        return self.row.name + f"({shown})" * bool(shown) + f" × {self.gain:g}" * (self.gain != 1)
+        return self.row.name + f"({shown})" * bool(shown) + f" × {self.gain}" * (self.gain != 1)
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,11 @@ _cache: dict[Any, Any] = {}
 
 
 def _remembered(key: Any, compute: Callable[[], Any]) -> Any:
-    if key not in _cache:
-        _cache[key] = compute()
+    try:
+        if key not in _cache:
+            _cache[key] = compute()
+    except TypeError:  # something that cannot be a key
+        return compute()
     return _cache[key]
 
 
@@ -384,6 +387,7 @@ class Formula:
         self.nodes: list[ast.expr] = []  # what is read off the instance, as source
         self.found: list[Any] = []
         self.constants: dict[str, Any] = {}
+        self.objects: list[Any] = []  # the functions that its names stand for
         body = self.copy(cone.root.node)
         names = [*self.leaves.values(), *(f"live_{i}" for i in range(len(self.nodes)))]
         arguments = ast.arguments([], [ast.arg(n) for n in names], None, [], [], None, [])
@@ -397,10 +401,10 @@ class Formula:
         self.modules = tuple(m for m in self.found if isinstance(m, nn.Module))
         stand_ins = [_forward_of(m) if isinstance(m, nn.Module) else m for m in self.found]
         self.probe: Callable[..., Any] = lambda *leaves: self.call(*leaves, *stand_ins)
-        seen = tuple((type(f), id(f) if isinstance(f, nn.Module) else repr(f)) for f in self.found)
-        self.key = (
-            ast.dump(body), seen, tuple(map(repr, self.constants.values())), id(reader.parsed.function.__globals__)
-        )  # fmt: skip
+        # What tells formulas apart: the text, what its names stand for, and what was read. Objects are kept, not their
+        # ids, so that none can take the place of another that is gone.
+        seen = tuple(calls.found(f) if isinstance(f, nn.Module) else (type(f), f) for f in self.found)
+        self.key = (ast.dump(body), seen, tuple(self.objects), tuple(self.constants.values()))
 
     def copy(self, node: Any) -> Any:
         value = self.run.of.get(id(node))
@@ -414,6 +418,8 @@ class Formula:
                     return self.copy(value.node)
                 if isinstance(node, (ast.Attribute, ast.Subscript)):
                     return self.read(node, value.object)
+                if isinstance(node, ast.Name) and value.kind == "constant":
+                    return self.read(node, value.object)
                 if isinstance(node, ast.Name):
                     raise Left("it reads self")
                 return rebuilt(node, self.copy)
@@ -425,6 +431,7 @@ class Formula:
                 return ast.Constant(value.object)
             if isinstance(node, ast.Name) and value.node is not node:
                 return self.copy(value.node)
+            self.objects.append(value.object)
             return copy.deepcopy(node)
         if id(value) not in self.inner:
             raise Left("it reads a value that is not followed")

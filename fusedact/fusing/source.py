@@ -379,8 +379,8 @@ class Reader:
             value = env[node.id] = self.make("opaque", node, names=[node.id], escapes=True)
             return value
         names = self.parsed.environment
-        if node.id in names:
-            return self.known(node, names[node.id], False)
+        if node.id in names:  # a number may be set anew, a function is taken as it is
+            return self.known(node, names[node.id], isinstance(names[node.id], (int, float)))
         if hasattr(builtins, node.id):
             return self.known(node, getattr(builtins, node.id), False)
         return self.make("opaque", node)
