@@ -44,7 +44,7 @@ def activation_class(kind: type[nn.Module], role: Role) -> type[nn.Module]:
     """An activation class whose forward is fused."""
     match = role.match and (role.match.row.name, role.match.params, role.match.gain, role.match.inplace)
     key = ("activation", role.row.name, role.names, match)
-    return _made(kind, key, {calls.ROLE: role, "forward": calls.activate})
+    return _made(kind, key, {calls.ROLE: role, "forward": calls.forward_of(role)})
 
 
 def chain_class(kind: type[nn.Module]) -> type[nn.Module]:
