@@ -37,7 +37,9 @@ def servable(x: Any) -> bool:
         return x.dtype in DTYPES and x.device.type in DEVICES and x.layout is torch.strided
     if isinstance(x, torch.fx.Proxy):
         return True
-    return type(x).__name__ in ("FakeTensor", "FunctionalTensor") and x.dtype in DTYPES
+    if type(x).__name__ in ("FakeTensor", "FunctionalTensor"):  # torch.export; ONNX has none of our operators
+        return x.dtype in DTYPES and not torch.onnx.is_in_onnx_export()
+    return False
 
 
 def plain(module: nn.Module) -> bool:
