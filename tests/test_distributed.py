@@ -73,8 +73,8 @@ def worker(rank: int, world: int, port: int, kind: str) -> None:
         torch.nn.functional.linear = watched
         mine = gradients(wrapped(kind, True), x)
         torch.nn.functional.linear = old
-        # the hooks of tensor parallel layers gather and scatter: there only the Sequential's pair is fused with its bias,
-        # and the activation between the two works on this rank's columns
+        # The hooks of tensor parallel layers gather and scatter: there only the Sequential's pair is fused with its
+        # bias, and the activation between the two works on this rank's columns.
         assert sum(ran) == (1 if kind == "tensor parallel" else 2), "products that run without their bias"
         theirs = gradients(wrapped(kind, False), x)
         assert mine.keys() == theirs.keys()

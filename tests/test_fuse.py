@@ -35,8 +35,12 @@ class Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet = func.overloadpacket
-        if packet._qualified_op_name.startswith("fusedact::bias_act"):
+        if packet._qualified_op_name in ("fusedact::bias_act", "fusedact::bias_act_"):
             self.seen["bias" if args[1] is not None else "alone"] += 1
+        elif packet._qualified_op_name == "fusedact::batch_norm_act":
+            self.seen["norm"] += 1
+        elif packet._qualified_op_name == "fusedact::bias_act_epilogue":
+            self.seen["scale"] += 1
         elif packet.__name__ in ACTIVATIONS:
             self.seen["unfused"] += 1
         return func(*args, **(kwargs or {}))
@@ -408,6 +412,27 @@ def test_convolutions(kind: Any, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, dtype=torch.float64)
     assert ran(fusedact.fuse(model), x) == {"bias": 1}
     same(fusedact.fuse(model), model, x)
+
+
+NORMS: dict[str, dict[str, Any]] = {
+    "plain": {}, "no affine": {"affine": False}, "average": {"momentum": None},
+    "batch only": {"track_running_stats": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_batch_norm(name: str) -> None:
+    """Large inputs are normalised and activated in one operator, with the same running statistics; small in two."""
+    model = nn.Sequential(nn.BatchNorm2d(8, **NORMS[name]), nn.SiLU()).double()
+    fused = fusedact.fuse(model)
+    large, small = (torch.randn(2, 8, n, n, dtype=torch.float64) for n in (192, 4))
+    for x in (large, small):
+        same(fused, model, x, rtol=1e-8, atol=1e-10)
+        for a, b in zip(fused.buffers(), model.buffers(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert ran(fused.train(), large) == {"norm": 1}
+    assert ran(fused.eval(), large) == ({"norm": 1} if name == "batch only" else {"scale": 1})
+    assert ran(fused, small) == {"alone": 1}
 
 
 # What must be left alone. `runs` is what the fused model may run.

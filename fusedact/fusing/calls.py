@@ -18,7 +18,7 @@ from torch.overrides import has_torch_function_unary
 import fusedact
 from fusedact import _C, _build_info, functional, registry
 from fusedact.fusing.recognise import Gate, Match
-from fusedact.fusing.roles import Role, module_role, torch_layers
+from fusedact.fusing.roles import Layer, Role, module_role, torch_layers
 from fusedact.nn.activation import overwritable
 
 ROLE = "fusedact_role"  # attribute of an activation's class once it is fused
@@ -116,18 +116,32 @@ def after(act: Any, layer: Any, *inputs: Any, **named: Any) -> Any:
         or entry is None
         or not inputs
         or not servable(inputs[0])
-        or not servable(layer.weight)
+        or (layer.weight is not None and not servable(layer.weight))
         or not plain(layer)
         or not plain(act)
     ):
         return act(layer(*inputs, **named))
     resolved = resolve(role, act, inputs[0])
     weight = resolved[2]
+    if entry.activated is not None:
+        if not _normalises(entry, inputs[0], role.match):
+            return act(layer(*inputs, **named))
+        return entry.activated(layer, inputs[0], resolved)
     if weight is not None and weight.numel() > 1 and inputs[0].dim() + entry.dim != 1:
         return act(layer(*inputs, **named))  # the slopes lie along dim 1, the bias along another
     product = entry.without_bias(layer, *inputs, **named)
     gain = role.match.gain if role.match is not None else 1.0
     return functional.run(product, layer.bias, resolved, entry.dim, gain, None, "auto", overwritable(resolved), None)
+
+
+def _normalises(entry: Layer, x: Any, match: Match | None) -> bool:
+    """Whether a norm takes its activation along: not where that is slower, nor where a compiler fuses both itself."""
+    return (
+        type(x) is Tensor
+        and (match is None or match.gain == 1.0)
+        and not torch.compiler.is_compiling()
+        and x.numel() >= entry.least
+    )
 
 
 def chain(sequential: Any, input: Any) -> Any:
@@ -198,7 +212,8 @@ def make_after(match: Match, check: Check, formula: Callable[..., Any]) -> Calla
             entry is None
             or not inputs
             or not servable(inputs[0])
-            or not servable(layer.weight)
+            or (layer.weight is not None and not servable(layer.weight))
+            or (entry.activated is not None and not _normalises(entry, inputs[0], match))
             or not plain(layer)
             or not check(live)
         ):
@@ -206,6 +221,8 @@ def make_after(match: Match, check: Check, formula: Callable[..., Any]) -> Calla
             if servable(x) and check(live):
                 return functional.run(x, None, match.resolved, -1, match.gain, None, "auto", match.inplace, None)
             return formula(x, *live)
+        if entry.activated is not None:
+            return entry.activated(layer, inputs[0], match.resolved)
         product = entry.without_bias(layer, *inputs, **named)
         resolved = match.resolved
         ours = overwritable(resolved)

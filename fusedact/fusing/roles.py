@@ -23,6 +23,7 @@ import fusedact.nn
 from fusedact import registry
 from fusedact.fusing.recognise import Match, identify
 from fusedact.fusing.source import tensor_functions
+from fusedact.nn import batch_norm
 from fusedact.registry import Activation
 
 
@@ -55,6 +56,8 @@ class Layer:
 
     without_bias: Callable[..., Tensor]  # (layer, *inputs)
     dim: int  # of the channels, counted from the end
+    activated: Callable[..., Tensor] | None = None  # (layer, input, resolved): the layer with its activation
+    least: int = 0  # elements of the input from which `activated` is the faster one
 
 
 @functools.cache
@@ -66,6 +69,9 @@ def torch_layers() -> dict[Any, Layer]:
         base = getattr(nn, name, None)
         if base is not None and hasattr(ours, "without_bias"):
             made[base.forward] = Layer(ours.without_bias, ours.channel_dim)
+    # All dimensions share it. BatchNorm2d and ReLU of 200,000 elements: 1.7 to 2.1 times the time of torch's two (the
+    # scale and the running statistics are operators of their own); of 800,000: 0.7 to 0.9; of 3,200,000: 0.6 to 0.7.
+    made[nn.BatchNorm2d.forward] = Layer(batch_norm.activated, 1, batch_norm.activated, 1 << 19)
     return made
 
 
