@@ -37,6 +37,8 @@ class Count(TorchDispatchMode):
         packet = func.overloadpacket
         if packet._qualified_op_name in ("fusedact::bias_act", "fusedact::bias_act_"):
             self.seen["bias" if args[1] is not None else "alone"] += 1
+        elif packet._qualified_op_name == "fusedact::gated_act":
+            self.seen["gate"] += 1
         elif packet._qualified_op_name == "fusedact::batch_norm_act":
             self.seen["norm"] += 1
         elif packet._qualified_op_name == "fusedact::bias_act_epilogue":
@@ -238,6 +240,39 @@ class FunctionalLayer(Block):
 class FunctionalLayerKeyword(Block):
     def forward(self, x: Tensor) -> Tensor:
         return F.elu(F.linear(x, self.fc.weight, bias=self.bias))
+
+
+@form(gate=1)
+class GateOfModules(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.act(self.fc(x)) * self.up(x))
+
+
+@form(gate=1)
+class GateInSteps(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        gate = F.silu(self.fc(x))
+        value = self.up(x)
+        x = value * gate
+        return self.out(x)
+
+
+@form(gate=1)
+class GateOfChunks(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.fc(x).chunk(2, dim=-1)
+        return value * F.gelu(gate, approximate="tanh")
+
+
+@form(gate=1)
+class GateClamped(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.fc(x)
+        gate, up = both[..., ::2], both[..., 1::2]
+        gate = gate.clamp(min=None, max=self.slope)
+        up = up.clamp(min=-self.slope, max=self.slope)
+        glu = gate * torch.sigmoid(gate * self.steep)
+        return (up + 1) * glu
 
 
 @form(alone=1)

@@ -220,6 +220,8 @@ class _Finder:
         helper = calls.make_gate(gate, calls.checker(formula.expected), formula.call)
         if helper is None or gate.match.gain != 1.0:
             return None  # the activation alone, then
+        if any(isinstance(v.node, ast.Name) and v.node.id in self.reader.optional for v in leaves):
+            return None  # an optional argument is more often a number than a tensor
         site = Site(f"{gate} gate", _text(root), _line(root), helper=helper, modules=formula.modules)
         site.edits[id(root.node)] = lambda name: ast.Call(
             _load(name), [formula.live(), *(self.path(cone, leaf, root, site) for leaf in leaves)], []

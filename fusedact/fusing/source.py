@@ -182,6 +182,11 @@ class Reader:
         tree = parsed.tree
         arguments = [*tree.args.posonlyargs, *tree.args.args, *tree.args.kwonlyargs]
         arguments += [a for a in (tree.args.vararg, tree.args.kwarg) if a is not None]
+        positional = [*tree.args.posonlyargs, *tree.args.args]
+        self.optional = {a.arg for a in positional[len(positional) - len(tree.args.defaults) :]}
+        self.optional |= {
+            a.arg for a, d in zip(tree.args.kwonlyargs, tree.args.kw_defaults, strict=True) if d is not None
+        }
         self.self_name = arguments[0].arg if arguments and instance is not None else None
         stored = (n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load))
         self.local = {a.arg for a in arguments} | set(stored)
