@@ -801,6 +801,10 @@ ROWS: tuple[Activation, ...] = (
 
 _BY_NAME: dict[str, Activation] = {row.name: row for row in ROWS}
 
+for _row in ROWS:  # computed now: torch.compile cannot trace the lock of a cached property
+    _row.tensor_parameter  # noqa: B018
+    _row._plain  # noqa: B018
+
 
 def _key(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower())

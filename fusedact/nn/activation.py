@@ -57,7 +57,7 @@ class Fused:
                 input, bias, resolved, dim, gain, clamp, save, scale, p, training, residual, generator
             )
         return functional.run(
-            input, bias, resolved, dim, gain, clamp, save, inplace or (ours and _overwritable(resolved)), None
+            input, bias, resolved, dim, gain, clamp, save, inplace or (ours and overwritable(resolved)), None
         )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Fused:
         return self.bias_act(input, dim=1 if input.dim() > 1 else -1, inplace=self.inplace)
 
 
-def _overwritable(resolved: registry.Resolved) -> bool:
+def overwritable(resolved: registry.Resolved) -> bool:
     """Whether a tensor that nobody else reads is best overwritten: half the traffic, and no fresh memory."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False  # the bias may have a batch dimension that the tensor lacks

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fusedact.registry import Activation, Limits
+from fusedact.registry import Activation, Limits, Resolved
 
 MODULES: dict[str, type[nn.Module]]
 
@@ -36,6 +36,7 @@ class Fused:
     ) -> Tensor: ...
     def forward(self, input: Tensor) -> Tensor: ...
 
+def overwritable(resolved: Resolved) -> bool: ...
 def signature(row: Activation, made: type[nn.Module]) -> inspect.Signature: ...
 
 class Own(Fused, nn.Module):

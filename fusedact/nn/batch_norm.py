@@ -15,7 +15,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import has_torch_function_variadic
 
-from fusedact import _C
+from fusedact import _C, functional, registry
 from fusedact.nn.activation import Fused
 from fusedact.nn.layers import _activation, _arguments
 
@@ -49,38 +49,44 @@ class _BatchNormAct(_BatchNorm):
         Raises:
             ValueError: the wrong number of dims or channels, or one value per channel in training.
         """
-        cast(Any, self)._check_input_dim(input)
-        if not self.training and self.running_mean is not None and self.running_var is not None:
-            return self._with(input, self.running_mean, self.running_var)
-        factor = self.momentum or 0.0
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the average over all batches
-                factor = 1.0 / float(self.num_batches_tracked)
-        count = input.numel() // max(input.size(1), 1)
-        if count == 1:
-            raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
-        kernel, scalars, weight = self.activation.row.resolve(input, **self.activation.arguments())
-        arguments = (input, self.weight, self.bias, weight, self.eps, kernel, scalars)
-        if is_dynamo_compiling() or has_torch_function_variadic(input, self.weight, self.bias, weight):
-            output, mean, var = torch.ops.fusedact.batch_norm_act(*arguments)
-        else:
-            output, mean, var = _C.batch_norm_act(*arguments)
-        if self.training and self.running_mean is not None and self.running_var is not None and count > 0:
-            with torch.no_grad():
-                self.running_mean.mul_(1 - factor).add_(mean, alpha=factor)
-                self.running_var.mul_(1 - factor).add_(var, alpha=factor * count / (count - 1))
-        return cast(Tensor, output)
+        return activated(self, input, self.activation.row.resolve(input, **self.activation.arguments()))
 
-    def _with(self, input: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        scale = torch.rsqrt(var.to(dtype) + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight.to(dtype)
-        shift = -mean.to(dtype) * scale
-        if self.bias is not None:
-            shift = shift + self.bias.to(dtype)
-        return cast(Tensor, self.activation.bias_act(input, shift, dim=1, scale=scale))
+
+def activated(layer: Any, input: Tensor, resolved: registry.Resolved) -> Tensor:
+    """activation(layer(input)) for any BatchNorm of torch.nn, with the activation's parameters already checked."""
+    layer._check_input_dim(input)
+    if not layer.training and layer.running_mean is not None and layer.running_var is not None:
+        return _with(layer, input, resolved, layer.running_mean, layer.running_var)
+    factor = layer.momentum or 0.0
+    if layer.training and layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        if layer.momentum is None:  # the average over all batches
+            factor = 1.0 / float(layer.num_batches_tracked)
+    count = input.numel() // max(input.size(1), 1)
+    if count == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
+    kernel, scalars, weight = resolved
+    arguments = (input, layer.weight, layer.bias, weight, layer.eps, kernel, scalars)
+    if is_dynamo_compiling() or has_torch_function_variadic(input, layer.weight, layer.bias, weight):
+        output, mean, var = torch.ops.fusedact.batch_norm_act(*arguments)
+    else:
+        output, mean, var = _C.batch_norm_act(*arguments)
+    if layer.training and layer.running_mean is not None and layer.running_var is not None and count > 0:
+        with torch.no_grad():
+            layer.running_mean.mul_(1 - factor).add_(mean, alpha=factor)
+            layer.running_var.mul_(1 - factor).add_(var, alpha=factor * count / (count - 1))
+    return cast(Tensor, output)
+
+
+def _with(layer: Any, input: Tensor, resolved: registry.Resolved, mean: Tensor, var: Tensor) -> Tensor:
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    scale = torch.rsqrt(var.to(dtype) + layer.eps)
+    if layer.weight is not None:
+        scale = scale * layer.weight.to(dtype)
+    shift = -mean.to(dtype) * scale
+    if layer.bias is not None:
+        shift = shift + layer.bias.to(dtype)
+    return functional.run_epilogue(input, shift, resolved, 1, 1.0, None, "auto", scale, 0.0, False, None, None)
 
 
 class BatchNormAct1d(_BatchNormAct, nn.BatchNorm1d):

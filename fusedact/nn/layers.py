@@ -104,6 +104,10 @@ class Linear(Activated, nn.Linear):
         act = self.activation
         return gemm.run(input, self.weight, self.bias, gemm.resolve(act.row, input, self.weight, act.arguments()))
 
+    def without_bias(self, input: Tensor) -> Tensor:
+        """The product alone."""
+        return F.linear(input, self.weight)
+
 
 class Bilinear(Activated, nn.Bilinear):
     """activation(input1 A input2 + bias): torch.nn.Bilinear, fused with an activation.
@@ -116,7 +120,11 @@ class Bilinear(Activated, nn.Bilinear):
     def forward(self, input1: Tensor, input2: Tensor) -> Tensor:
         if self.activation is None:
             return nn.Bilinear.forward(self, input1, input2)
-        return self._activate(F.bilinear(input1, input2, self.weight))
+        return self._activate(self.without_bias(input1, input2))
+
+    def without_bias(self, input1: Tensor, input2: Tensor) -> Tensor:
+        """The product alone."""
+        return F.bilinear(input1, input2, self.weight)
 
 
 class _Convolution(Activated):
@@ -125,7 +133,11 @@ class _Convolution(Activated):
     def forward(self, input: Tensor) -> Tensor:
         if self.activation is None:
             return cast(Tensor, super().forward(input))
-        return self._activate(cast(Any, self)._conv_forward(input, self.weight, None))
+        return self._activate(self.without_bias(input))
+
+    def without_bias(self, input: Tensor) -> Tensor:
+        """The product alone."""
+        return cast(Tensor, cast(Any, self)._conv_forward(input, self.weight, None))
 
 
 class Conv1d(_Convolution, nn.Conv1d):
@@ -147,11 +159,13 @@ class Conv3d(_Convolution, nn.Conv3d):
 
 
 class _Transposed(Activated):
-    product: ClassVar[Any]  # torch's function, without the class's checks
-
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if self.activation is None:
             return cast(Tensor, super().forward(input, output_size))
+        return self._activate(self.without_bias(input, output_size))
+
+    def without_bias(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """The product alone."""
         layer: Any = self
         if layer.padding_mode != "zeros":
             raise ValueError(f"padding_mode must be 'zeros' for {type(self).__name__}, but got {layer.padding_mode!r}")
@@ -159,32 +173,32 @@ class _Transposed(Activated):
         output_padding = layer._output_padding(
             input, output_size, layer.stride, layer.padding, layer.kernel_size, dims, layer.dilation
         )
-        return self._activate(
-            type(self).product(
-                input, layer.weight, None, layer.stride, layer.padding, output_padding, layer.groups, layer.dilation
-            )
+        product = _TRANSPOSED[dims - 1]
+        result: Tensor = product(
+            input, layer.weight, None, layer.stride, layer.padding, output_padding, layer.groups, layer.dilation
         )
+        return result
+
+
+_TRANSPOSED: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)  # without the classes' checks
 
 
 class ConvTranspose1d(_Transposed, nn.ConvTranspose1d):
     """torch.nn.ConvTranspose1d, fused with an activation. Shapes: input [N, C, L] or [C, L]."""
 
     channel_dim = -2
-    product = staticmethod(F.conv_transpose1d)
 
 
 class ConvTranspose2d(_Transposed, nn.ConvTranspose2d):
     """torch.nn.ConvTranspose2d, fused with an activation. Shapes: input [N, C, H, W] or [C, H, W]."""
 
     channel_dim = -3
-    product = staticmethod(F.conv_transpose2d)
 
 
 class ConvTranspose3d(_Transposed, nn.ConvTranspose3d):
     """torch.nn.ConvTranspose3d, fused with an activation. Shapes: input [N, C, D, H, W] or [C, D, H, W]."""
 
     channel_dim = -4
-    product = staticmethod(F.conv_transpose3d)
 
 
 class BiasAct(nn.Module):

@@ -1,0 +1,309 @@
+"""What a fused model calls: each function does the fused thing if all that it relies on still holds, and otherwise
+exactly what the model's author wrote. Hooks, a replaced layer, an odd dtype or device are looked at on every call.
+
+Knows nothing of sources; allocates nothing of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
+from torch.nn.modules import module as _torch_module
+from torch.overrides import has_torch_function_unary
+
+import fusedact
+from fusedact import _C, _build_info, functional, registry
+from fusedact.fusing.recognise import Gate, Match
+from fusedact.fusing.roles import Layer, Role, module_role, torch_layers
+from fusedact.nn.activation import overwritable
+
+ROLE = "fusedact_role"  # attribute of an activation's class once it is fused
+
+_any_global_hook: Callable[[], bool] = vars(_torch_module)["_has_any_global_hook"]
+
+DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+DEVICES = frozenset(("cpu", "meta", *(("cuda",) if _build_info.cuda else ())))
+_LAYERS = torch_layers()
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def servable(x: Any) -> bool:
+    """Whether the operators take `x`: a dense floating-point tensor, or one that stands for such a tensor."""
+    if type(x) in _PLAIN:
+        return x.dtype in DTYPES and x.device.type in DEVICES and x.layout is torch.strided
+    if isinstance(x, torch.fx.Proxy):
+        return True
+    if type(x).__name__ in ("FakeTensor", "FunctionalTensor"):  # torch.export; ONNX has none of our operators
+        return x.dtype in DTYPES and not torch.onnx.is_in_onnx_export()
+    return False
+
+
+def plain(module: nn.Module) -> bool:
+    """Whether calling the module is calling its class's forward, and nothing else."""
+    if torch.compiler.is_compiling():
+        return not (module._forward_hooks or module._forward_pre_hooks or module._modules)
+    own = module.__dict__
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+        or own["_modules"]  # torch's parametrisations, adapters
+        or _any_global_hook()
+    )
+
+
+def resolve(role: Role, module: nn.Module, x: Tensor) -> registry.Resolved:
+    """What the operator takes for an activation module as it stands now."""
+    if role.match is not None:
+        return role.match.resolved
+    if not role.names:
+        return role.row.resolve()
+    return role.row.resolve(x, **{name: getattr(module, name) for name in role.names})
+
+
+def activate(module: Any, x: Tensor) -> Tensor:
+    """The forward of an activation module once it is fused."""
+    kind = type(module)
+    role: Role = getattr(kind, ROLE)
+    if not servable(x):
+        result: Tensor = kind.fusedact_original.forward(module, x)
+        return result
+    inplace = role.match.inplace if role.match is not None else bool(getattr(module, "inplace", False))
+    gain = role.match.gain if role.match is not None else 1.0
+    # a parameter with several elements has them along dim 1, as torch.nn.PReLU's
+    dim = 1 if role.names and x.dim() > 1 else -1
+    return functional.run(x, None, resolve(role, module, x), dim, gain, None, "auto", inplace, None)
+
+
+def forward_of(role: Role) -> Callable[[Any, Tensor], Tensor]:
+    """`activate` with everything precomputed that the role fixes: a small tensor's time goes into such calls."""
+    if role.names:
+        return activate
+    kernel, scalars, _ = role.match.resolved if role.match is not None else role.row.resolve()
+    gain = role.match.gain if role.match is not None else 1.0
+    fixed = role.match.inplace if role.match is not None else None
+    settings = (None, None, kernel, scalars, -1, gain, None, None, "auto")
+    fused, fused_ = _C.bias_act, _C.bias_act_
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        if (
+            type(input) is Tensor
+            and input.is_cpu
+            and input.dtype in DTYPES
+            and input.layout is torch.strided
+            and not is_dynamo_compiling()
+            and not has_torch_function_unary(input)
+        ):
+            inplace = getattr(self, "inplace", False) if fixed is None else fixed
+            return fused_(input, *settings) if inplace else fused(input, *settings)
+        return activate(self, input)
+
+    return forward
+
+
+def after(act: Any, layer: Any, *inputs: Any, **named: Any) -> Any:
+    """act(layer(...)), with the layer's bias added by the activation's operator."""
+    role: Role | None = getattr(type(act), ROLE, None)
+    entry = _LAYERS.get(type(layer).forward)
+    if (
+        role is None
+        or entry is None
+        or not inputs
+        or not servable(inputs[0])
+        or (layer.weight is not None and not servable(layer.weight))
+        or not plain(layer)
+        or not plain(act)
+    ):
+        return act(layer(*inputs, **named))
+    resolved = resolve(role, act, inputs[0])
+    weight = resolved[2]
+    if entry.activated is not None:
+        if not _normalises(entry, inputs[0], role.match):
+            return act(layer(*inputs, **named))
+        return entry.activated(layer, inputs[0], resolved)
+    if weight is not None and weight.numel() > 1 and inputs[0].dim() + entry.dim != 1:
+        return act(layer(*inputs, **named))  # the slopes lie along dim 1, the bias along another
+    product = entry.without_bias(layer, *inputs, **named)
+    gain = role.match.gain if role.match is not None else 1.0
+    return functional.run(product, layer.bias, resolved, entry.dim, gain, None, "auto", overwritable(resolved), None)
+
+
+def _normalises(entry: Layer, x: Any, match: Match | None) -> bool:
+    """Whether a norm takes its activation along: not where that is slower, nor where a compiler fuses both itself."""
+    return (
+        type(x) is Tensor
+        and (match is None or match.gain == 1.0)
+        and not torch.compiler.is_compiling()
+        and x.numel() >= entry.least
+    )
+
+
+def chain(sequential: Any, input: Any) -> Any:
+    """The forward of torch.nn.Sequential, with neighbours fused."""
+    waiting = None  # a layer, until it is known what follows it
+    for module in sequential._modules.values():
+        if waiting is not None:
+            if hasattr(type(module), ROLE):
+                input, waiting = after(module, waiting, input), None
+                continue
+            input, waiting = waiting(input), None
+        if type(module).forward in _LAYERS:
+            waiting = module
+        else:
+            input = module(input)
+    return input if waiting is None else waiting(input)
+
+
+# Makers of what stands in a rewritten method. `live` holds what was read off the instance when it was fused, and is
+# read again at each call: if it has changed, `formula` computes what the source says.
+
+Check = Callable[[tuple[Any, ...]], bool]
+
+
+def checker(expected: tuple[Any, ...]) -> Check:
+    """Whether live values are those that were there at fusing; a module is the same if its role is."""
+    wanted = tuple(found(e) if isinstance(e, nn.Module) else e for e in expected)
+
+    def check(live: tuple[Any, ...]) -> bool:
+        for value, want in zip(live, wanted, strict=True):
+            if isinstance(value, nn.Module):
+                if _as_found(value, getattr(type(value), ROLE, None)) != want or not plain(value):
+                    return False
+            elif value is not want and value != want:
+                return False
+        return True
+
+    return check
+
+
+def found(module: nn.Module) -> tuple[Any, ...]:
+    """What an activation module computes now."""
+    return _as_found(module, module_role(module))
+
+
+def _as_found(module: nn.Module, role: Role | None) -> tuple[Any, ...]:
+    """What the module computes, as far as it is an activation."""
+    return (role, *(getattr(module, name) for name in role.names)) if role is not None else ()
+
+
+def make_alone(match: Match, check: Check, formula: Callable[..., Any]) -> Callable[..., Any]:
+    """An activation written out, of a tensor that others may read too."""
+
+    def fused(live: tuple[Any, ...], x: Any) -> Any:
+        if servable(x) and check(live):
+            return functional.run(x, None, match.resolved, -1, match.gain, None, "auto", match.inplace, None)
+        return formula(x, *live)
+
+    return fused
+
+
+def make_after(match: Match, check: Check, formula: Callable[..., Any]) -> Callable[..., Any]:
+    """An activation written out, of a layer's result that nobody else reads."""
+
+    def fused(live: tuple[Any, ...], layer: Any, *inputs: Any, **named: Any) -> Any:
+        entry = _LAYERS.get(type(layer).forward)
+        if (
+            entry is None
+            or not inputs
+            or not servable(inputs[0])
+            or (layer.weight is not None and not servable(layer.weight))
+            or (entry.activated is not None and not _normalises(entry, inputs[0], match))
+            or not plain(layer)
+            or not check(live)
+        ):
+            x = layer(*inputs, **named)
+            if servable(x) and check(live):
+                return functional.run(x, None, match.resolved, -1, match.gain, None, "auto", match.inplace, None)
+            return formula(x, *live)
+        if entry.activated is not None:
+            return entry.activated(layer, inputs[0], match.resolved)
+        product = entry.without_bias(layer, *inputs, **named)
+        resolved = match.resolved
+        ours = overwritable(resolved)
+        return functional.run(product, layer.bias, resolved, entry.dim, match.gain, None, "auto", ours, None)
+
+    return fused
+
+
+def make_after_function(match: Match, check: Check, formula: Callable[..., Any], dim: int) -> Callable[..., Any]:
+    """An activation written out, of torch's function of a layer: function(input, weight, bias, ...)."""
+
+    def fused(live: tuple[Any, ...], function: Any, *inputs: Any, **named: Any) -> Any:
+        bias = inputs[2] if len(inputs) > 2 else named.get("bias")
+        if bias is None or not servable(inputs[0]) or not servable(bias) or not check(live):
+            return formula(function(*inputs, **named), *live)
+        without = {**named, "bias": None} if "bias" in named else named
+        product = function(*inputs[:2], *((None, *inputs[3:]) if len(inputs) > 2 else ()), **without)
+        resolved = match.resolved
+        return functional.run(product, bias, resolved, dim, match.gain, None, "auto", overwritable(resolved), None)
+
+    return fused
+
+
+def make_bias(match: Match, check: Check, formula: Callable[..., Any]) -> Callable[..., Any]:
+    """An activation of x + parameter."""
+
+    def fused(live: tuple[Any, ...], x: Any, bias: Any) -> Any:
+        if servable(x) and servable(bias) and x.dtype == bias.dtype and check(live):
+            wide = [d for d in range(-bias.dim(), 0) if bias.size(d) != 1]
+            if len(wide) == 1 and x.dim() >= bias.dim() and x.size(wide[0]) == bias.size(wide[0]):
+                vector = bias if bias.dim() == 1 else bias.reshape(-1)
+                return functional.run(x, vector, match.resolved, wide[0], match.gain, None, "auto", False, None)
+        return formula(x, bias, *live)
+
+    return fused
+
+
+def make_gate(gate: Gate, check: Check, formula: Callable[..., Any]) -> Callable[..., Any] | None:
+    """activation(a) * b of two tensors, or of the halves of one; None if this build has no kernel for gates."""
+    gated_act = getattr(fusedact, "gated_act", None)
+    if gated_act is None:
+        return None
+    params = dict(gate.match.params)
+    name = gate.match.row.name
+
+    def fused(live: tuple[Any, ...], first: Any, second: Any) -> Any:
+        if not (servable(first) and servable(second) and check(live)) or (
+            first.shape != second.shape or first.dtype != second.dtype
+        ):
+            return formula(first, second, *live)
+        a, b = (second, first) if gate.swapped else (first, second)
+        settings = {"limit": gate.limit, "offset": gate.offset, **params}
+        halves = None if torch.compiler.is_compiling() else _halves(a, b)
+        if halves is None:
+            return gated_act((a, b), None, name, **settings)
+        whole, dim, which, layout = halves
+        return gated_act(whole, None, name, dim=dim, gate=which, layout=layout, **settings)
+
+    return fused
+
+
+def _halves(a: Tensor, b: Tensor) -> tuple[Tensor, int, str, str] | None:
+    """(whole, dim, which half `a` is, layout), if `a` and `b` are views of the two halves of one tensor.
+
+    The whole carries the same gradient, and one pass writes it where two views would need a third to gather.
+    """
+    whole = a._base
+    if type(a) is not Tensor or whole is None or whole is not b._base or whole.dim() != a.dim():
+        return None
+    different = [d for d in range(a.dim()) if whole.size(d) != a.size(d)]
+    if len(different) != 1 or a.stride() != b.stride():
+        return None
+    dim = different[0]
+    step, size = whole.stride(dim), a.size(dim)
+    others = (d for d in range(a.dim()) if d != dim and a.size(d) > 1)
+    starts = a.storage_offset() - whole.storage_offset(), b.storage_offset() - whole.storage_offset()
+    if whole.size(dim) != 2 * size or min(starts) != 0 or any(a.stride(d) != whole.stride(d) for d in others):
+        return None
+    which = "first" if starts[0] == 0 else "second"
+    if a.stride(dim) == step and max(starts) == size * step and size > 1:
+        return whole, dim, which, "concat"
+    if a.stride(dim) == 2 * step and max(starts) == step and size > 1:
+        return whole, dim, which, "interleaved"
+    return None
