@@ -12,7 +12,7 @@ from fusedact._load import check_build
 
 __version__ = check_build()
 
-from fusedact import cells, functional, gated, gemm, memory, nn, reference, registry
+from fusedact import cells, functional, gated, gemm, lab, memory, nn, reference, registry
 from fusedact._maxout import maxout
 from fusedact._softmax import log_softmax, softmax
 from fusedact.cells import gru_cell_act, lstm_cell_act
@@ -22,6 +22,6 @@ from fusedact.gated import gated_act
 from fusedact.gemm import linear_act
 
 __all__ = [
-    "__version__", "cells", "functional", "gated", "gated_act", "gemm", "gru_cell_act", "linear_act", "log_softmax",
-    "lstm_cell_act", "maxout", "memory", "nn", "reference", "registry", "softmax", *_functions,
+    "__version__", "cells", "functional", "gated", "gated_act", "gemm", "gru_cell_act", "lab", "linear_act",
+    "log_softmax", "lstm_cell_act", "maxout", "memory", "nn", "reference", "registry", "softmax", *_functions,
 ]  # fmt: skip
