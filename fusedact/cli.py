@@ -1,4 +1,4 @@
-"""The command line: `python -m fusedact info | list | accuracy | lab | demo | cmake-dir`.
+"""The command line: `python -m fusedact info | list | accuracy | plot | lab | demo | cmake-dir`.
 
 Turns the registry, the extension's facts and measurements into tables, JSON or Markdown, and hands the rest on. The
 only file that imports typer, apart from the demo.
@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 import fusedact
-from fusedact import _C, _build_info, demo, functional, lab, memory, registry, testing
+from fusedact import _C, _build_info, demo, functional, gallery, lab, memory, registry, testing
 from fusedact.registry import Activation
 
 app = typer.Typer(
@@ -255,6 +255,33 @@ def _short(value: float | None) -> str:
     if value is None:
         return ""
     return "0" if value == 0 else f"{value:.3f}" if 0.001 <= value < 1000 else f"{value:.1e}"
+
+
+@app.command()
+def plot(
+    names: Annotated[list[str] | None, typer.Argument(help="Activations; all of them if none is named.")] = None,
+    output: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("fusedact-plots"),
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write a page, index.md, with them, too.")] = False,
+) -> None:
+    """Draw activations with first and second derivative, kinks, saturation zones, and the errors in ulp."""
+    try:
+        rows = [registry.get(name) for name in names] if names else list(registry.ROWS)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    pages = ["# Gallery", "", "Made by `python -m fusedact plot --markdown`.", ""]
+    try:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            for row in progress.track(rows, description="drawing"):
+                errors = [gallery.measure(row, dtype) for dtype in testing.DTYPES]
+                picture = gallery.save(row, output / f"{row.name}.png", errors)
+                pages.append(gallery.markdown(row, picture.name, errors))
+    except ImportError as error:
+        sys.exit(f"Plots need matplotlib and mpmath ({error}). Install them: pip install 'fusedact[lab]'")
+    except OSError as error:
+        sys.exit(f"plot: {error}")
+    if markdown:
+        (output / "index.md").write_text("\n".join(pages))
+    console.print(f"{len(rows)} pictures in {output}" if len(rows) > 1 else str(picture), markup=False, highlight=False)
 
 
 @app.command("lab")
