@@ -3,6 +3,7 @@
     fusedact.gelu(x, bias)                            one function per activation
     fusedact.nn.Linear(64, 128, activation="gelu")    and drop-ins for torch.nn's classes
     fusedact.activations()                            the names
+    fusedact.monitor(model)                           what the activations of a model do while it runs
     fusedact.softmax, log_softmax, maxout, lstm_cell_act, gru_cell_act
 
 Loads the extension, after a check that it was built for the torch that is installed; holds no logic of its own.
@@ -12,7 +13,7 @@ from fusedact._load import check_build
 
 __version__ = check_build()
 
-from fusedact import cells, functional, gated, gemm, lab, memory, nn, reference, registry
+from fusedact import cells, functional, gated, gemm, health, lab, memory, nn, reference, registry
 from fusedact._maxout import maxout
 from fusedact._softmax import log_softmax, softmax
 from fusedact.cells import gru_cell_act, lstm_cell_act
@@ -20,8 +21,10 @@ from fusedact.functional import *  # noqa: F403
 from fusedact.functional import __all__ as _functions
 from fusedact.gated import gated_act
 from fusedact.gemm import linear_act
+from fusedact.health import monitor
 
 __all__ = [
-    "__version__", "cells", "functional", "gated", "gated_act", "gemm", "gru_cell_act", "lab", "linear_act",
-    "log_softmax", "lstm_cell_act", "maxout", "memory", "nn", "reference", "registry", "softmax", *_functions,
+    "__version__", "cells", "functional", "gated", "gated_act", "gemm", "gru_cell_act", "health", "lab", "linear_act",
+    "log_softmax", "lstm_cell_act", "maxout", "memory", "monitor", "nn", "reference", "registry", "softmax",
+    *_functions,
 ]  # fmt: skip
