@@ -116,9 +116,9 @@ class Tap:
 
     def listens(self) -> bool:
         return (
-            self.state is not None
+            not torch.compiler.is_compiling()  # first: a compiled graph must not be guarded by what changes each step
+            and self.state is not None
             and self.state.active
-            and not torch.compiler.is_compiling()
             and not torch._C._are_functorch_transforms_active()
         )
 
@@ -406,7 +406,7 @@ class _Begin:
         self.state = state
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        if self.state is not None:
+        if not torch.compiler.is_compiling() and self.state is not None:
             self.state.begin()
 
     def __deepcopy__(self, memo: Any) -> _Begin:
@@ -420,7 +420,7 @@ class _End(_Begin):
     """The model's forward hook; it runs after an exception, too."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
-        if self.state is not None:
+        if not torch.compiler.is_compiling() and self.state is not None:
             self.state.end()
 
 
