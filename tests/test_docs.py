@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from fusedact import lab
 
 ROOT = Path(__file__).parent.parent
+yaml = pytest.importorskip("yaml")
 if not (ROOT / "docs" / "index.md").exists():
     pytest.skip("not in the source tree", allow_module_level=True)
 MADE = {"lab", "gallery"}  # by `make docs`
