@@ -24,7 +24,10 @@ def report(found: dict[str, Any], console: Console | None = None) -> None:
     except ImportError as error:
         raise ImportError(f"report needs rich ({error}): pip install rich; to_dict and to_json do without") from error
 
-    console = console or Console()
+    if console is None:
+        console = Console()
+        if not (console.is_terminal or console.is_jupyter):  # a pipe or a file has no width of its own
+            console = Console(width=140)
     steps = f"{found['steps']} of {found['calls']} steps"
     table = Table("activation", "kind", title=f"Health of {len(found['activations'])} activations, {steps}")
     for heading in ("mean ± std", "least", "largest", "zeros", "saturated", "|gradient|", "its zeros"):
