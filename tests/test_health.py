@@ -221,6 +221,40 @@ def test_counts_are_those_of_the_tensors(row: Activation, dtype: torch.dtype) ->
         assert len(weights) == len(list(watched.parameters()))
 
 
+@pytest.mark.parametrize("kind", ["relu", "gelu", "tanh", "prelu", "swish"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_linear_layer_counts_the_pre_activation_that_it_never_writes(kind: str, dtype: torch.dtype) -> None:
+    """The product is computed anew where it is read, and the gradient follows from the one of the output."""
+    layer = fusedact.nn.Linear(5, 5, activation=kind, dtype=dtype)  # square: the input's gradient has the same shape
+    x = torch.randn(30, 7, 5, dtype=dtype)
+    with fusedact.monitor(layer) as m:
+        layer(x).square().sum().backward()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    v = nn.functional.linear(x.to(wide), layer.weight.to(wide), layer.bias.to(wide)).detach().requires_grad_()
+    row = layer.activation.row
+    weights = [p.detach().to(wide) for p in layer.activation.parameters()]
+    y = row.reference(v, *(weights or row.resolve()[1]))
+    y.square().sum().backward()
+    one = m.to_dict()["activations"]["Linear"]
+    limit = 3e-2 if dtype == torch.bfloat16 else 1e-4
+    assert one["mean"] == pytest.approx(float(y.detach().mean()), rel=limit, abs=limit)
+    assert one["gradient"]["norm"] == pytest.approx(float(v.grad.norm()), rel=limit)
+    inside = torch.zeros_like(v, dtype=torch.bool)
+    for low, high in row.saturation():
+        inside |= (v >= low) & (v <= high)
+    assert one["saturated"] == pytest.approx(float(inside.float().mean()), abs=5e-3)
+    assert sum(one["pre-activations"]["counts"]) == v.numel()
+
+
+def test_what_never_ran_is_said() -> None:
+    model = nn.ModuleDict({"used": nn.Sequential(nn.ReLU()), "unused": nn.Sequential(nn.GELU())})
+    with fusedact.monitor(model, by_hand=True) as m:
+        m.begin_step()
+        model["used"](torch.randn(3, 4))
+        m.end_step()
+    assert m.to_dict()["not seen"] == ["unused.0"]
+
+
 def watched_name(module: nn.Module) -> str:
     return "BiasAct" if isinstance(module, fusedact.nn.BiasAct) else type(module).__name__
 
@@ -436,7 +470,7 @@ def test_nothing_is_left_behind(untouched: nn.Sequential) -> None:
 
 def test_nothing_is_left_behind_by_an_exception(untouched: nn.Sequential) -> None:
     m = fusedact.monitor(untouched)
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), m:
+    with pytest.raises(ValueError, match="x has 5 features"), m:
         untouched(torch.randn(3, 5))
     assert not m._state.active
 

@@ -53,6 +53,9 @@ def report(found: dict[str, Any], console: Console | None = None) -> None:
         for verdict in one["verdicts"]:
             console.print(f"{name}: {verdict['kind']}: {verdict['words']}.", markup=False)
             console.print(f"    try: {'; '.join(verdict['advice'])}", markup=False)
+    if found["not seen"]:
+        unseen = ", ".join(found["not seen"])
+        console.print(f"Not seen, as they did not run, or where no monitor can listen: {unseen}.", markup=False)
     read = min(one["read"] for one in found["activations"].values())
     if read < 0.999:
         console.print(f"At least {read:.1%} of the values of each activation were read; elements=None reads all.")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusedact import registry
 from fusedact.health import statistics, verdicts
@@ -44,6 +45,13 @@ def row_of(module: nn.Module) -> Activation | None:
         return module.row
     classes = {row.torch_module: row for row in registry.ROWS if row.torch_module is not None}
     return next((classes[c] for c in type(module).__mro__ if c in classes), None)
+
+
+def _reference(act: Fused, v: Tensor) -> Tensor:
+    """The module's activation of v in plain torch, with its parameters as they stand."""
+    kernel, scalars, weight = act.row.resolve(**act.arguments())
+    arguments: tuple[Any, ...] = scalars if weight is None else (weight.detach(), *scalars[1:])
+    return registry.get(kernel).reference(v, *arguments)
 
 
 def zones_of(module: nn.Module, row: Activation) -> Zones:
@@ -83,16 +91,24 @@ class _State:
 class Tap:
     """Listens to one activation module. A copy of the model gets taps that listen to nothing."""
 
-    def __init__(self, state: _State | None, name: str, row: Activation | None, zones: Zones, dim: int | None) -> None:
-        self.state, self.name, self.row, self.zones, self.dim = state, name, row, zones, dim
+    def __init__(
+        self,
+        state: _State | None = None,
+        name: str = "",
+        row: Activation | None = None,
+        zones: Zones = (),
+        dim: int | None = None,
+        module: Callable[[], nn.Module | None] = lambda: None,
+    ) -> None:
+        self.state, self.name, self.row, self.zones, self.dim, self.module = state, name, row, zones, dim, module
         self.turn = 0  # how often the module has run in this step
         self.pending: tuple[tuple[slice, ...], int, Tensor, Tensor] | None = None
 
     def __deepcopy__(self, memo: Any) -> Tap:
-        return Tap(None, "", None, (), None)
+        return Tap()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tap, (None, "", None, (), None)
+        return Tap, ()
 
     def __call__(self, input: Tensor, bias: Tensor | None, dim: int, run: Callable[[], Tensor]) -> Tensor:
         """A layer's fused call: `run` computes activation(input + bias), and may write over input."""
@@ -102,6 +118,31 @@ class Tap:
             self.after(output)
             return output
         return run()
+
+    def linear(self, input: Tensor, layer: nn.Linear, run: Callable[[], Tensor]) -> Tensor:
+        """A Linear's fused call, in which the pre-activation is never in memory: it is computed anew, where read."""
+        if not self.listens():
+            return run()
+        self._check(input)
+        output = run()
+        if output.numel() and output.dim() > 1:
+            assert self.state is not None
+            wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+            dim = output.dim() - 1
+            cut = statistics.slices(output.shape, dim, self.state.elements, self.state.steps)
+            bias = None if layer.bias is None else layer.bias.to(wide)
+            with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
+                v = F.linear(input[cut[:-1]].to(wide), layer.weight.to(wide), bias)
+                self.pending = (cut, dim, *statistics.before(statistics.by_channel(v, dim), self.zones))
+            self.after(output, v)
+        return output
+
+    def _check(self, input: Tensor) -> None:
+        if not input.is_floating_point():
+            raise TypeError(
+                f"monitor: {self.name} was given a tensor of {input.dtype}, but only floating-point tensors are "
+                f"watched; convert its input, or leave it out: monitor(model, skip=[{self.name!r}])"
+            )
 
     def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module's forward pre-hook."""
@@ -126,11 +167,7 @@ class Tap:
         """Count what can be said of the pre-activation, now: afterwards it may be overwritten."""
         assert self.state is not None
         self.pending = None
-        if not input.is_floating_point():
-            raise TypeError(
-                f"monitor: {self.name} was given a tensor of {input.dtype}, but only floating-point tensors are "
-                f"watched; convert its input, or leave it out: monitor(model, skip=[{self.name!r}])"
-            )
+        self._check(input)
         if input.numel() == 0 or input.dim() == 0:
             return
         if dim is None:
@@ -143,8 +180,11 @@ class Tap:
                 v = v + bias.detach()
             self.pending = (cut, dim, *statistics.before(v, self.zones))
 
-    def after(self, output: Tensor) -> None:
-        """Count what can be said of the output, and listen for its gradient."""
+    def after(self, output: Tensor, v: Tensor | None = None) -> None:
+        """Count what can be said of the output, and listen for its gradient.
+
+        `v` is the pre-activation where it is read, if the output's node knows no gradient of it.
+        """
         if self.pending is None or self.state is None:
             return
         (cut, dim, saturated, histogram), self.pending = self.pending, None
@@ -172,22 +212,39 @@ class Tap:
                 sums.unfinished += ~output.detach().sum(dtype=torch.float32).isfinite()
         node = output.grad_fn
         if node is not None:
-            node.register_hook(_GradientTap(self.state, name, cut, dim, output.shape))
+            act = self.module() if v is not None else None
+            node.register_hook(_GradientTap(self.state, name, cut, dim, output.shape, v, act))
 
 
 class _GradientTap:
     """Reads the gradient of an activation's input from the node of its output, once backward comes by."""
 
-    def __init__(self, state: _State, name: str, cut: tuple[slice, ...], dim: int, shape: torch.Size) -> None:
-        self.state, self.name, self.cut, self.dim, self.shape = state, name, cut, dim, shape
+    def __init__(
+        self,
+        state: _State,
+        name: str,
+        cut: tuple[slice, ...],
+        dim: int,
+        shape: torch.Size,
+        v: Tensor | None,
+        act: Any,
+    ) -> None:
+        self.state, self.name, self.cut, self.dim, self.shape, self.v, self.act = state, name, cut, dim, shape, v, act
 
     @torch.no_grad()
     def __call__(self, inputs: Any, outputs: Any) -> None:
-        gradient = next((g for g in (*inputs[:1], *outputs[:1]) if g is not None and g.shape == self.shape), None)
         sums = self.state.sums.get(self.name)
+        seen = (*inputs[:1], *outputs[:1]) if self.v is None else outputs[:1]
+        gradient = next((g for g in seen if g is not None and g.shape == self.shape), None)
         if gradient is None or sums is None:
             return
-        found = statistics.of_gradient(statistics.by_channel(gradient[self.cut], self.dim))
+        read = gradient[self.cut]
+        if self.v is not None and self.act is not None:  # g f'(v), of what is read
+            with torch.enable_grad():
+                v = self.v.detach().requires_grad_()
+                y = _reference(self.act, v)
+            (read,) = torch.autograd.grad(y, v, read.to(y.dtype), materialize_grads=True)
+        found = statistics.of_gradient(statistics.by_channel(read, self.dim))
         if found.size(1) != sums.channels:
             found = found.sum(1, keepdim=True)
         if found.size(1) == sums.channels:
@@ -251,7 +308,7 @@ class Monitor:
                 undo.append(self.model.register_forward_pre_hook(_Begin(state)).remove)
                 undo.append(self.model.register_forward_hook(_End(state), always_call=True).remove)
             for name, (module, row, dim) in self._found.items():
-                tap = Tap(self._state, name, row, zones_of(module, row), self._dims.get(name, dim))
+                tap = Tap(self._state, name, row, zones_of(module, row), self._dims.get(name, dim), weakref.ref(module))
                 self._state.taps.append(tap)
                 _watched[module] = name
                 undo.append(_Forget(module))
@@ -339,7 +396,15 @@ class Monitor:
         }
         for name, judged in verdicts.judge(found, self._state.rows).items():
             found[name]["verdicts"] = [verdict._asdict() for verdict in judged]
-        return {"every": self.every, "steps": self.steps, "calls": self._state.calls, "activations": found}
+        ran = {name.split(" (")[0] for name in found}
+        unseen = [name for name in self._found if name not in ran]
+        return {
+            "every": self.every,
+            "steps": self.steps,
+            "calls": self._state.calls,
+            "not seen": unseen,
+            "activations": found,
+        }
 
     def to_json(self, path: str | Path | None = None) -> str:
         """`to_dict` as JSON, written to `path` if one is given. JSON has no NaN and no infinity: they become null."""

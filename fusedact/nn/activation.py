@@ -24,9 +24,7 @@ class Fused:
     names: ClassVar[tuple[str, ...]]  # of the row's parameters, which are the module's attributes
     function: ClassVar[Callable[..., Tensor]]
     inplace: bool = False  # for the classes of torch.nn that have no such argument
-    tap: Callable[[Tensor, Tensor | None, int, Callable[[], Tensor]], Tensor] | None = (
-        None  # a monitor's, while it listens
-    )
+    tap: Any = None  # a monitor's health.watch.Tap, while it listens
 
     def arguments(self) -> dict[str, Any]:
         """The activation's parameters as they stand now: numbers, the learned tensor, `training`."""

@@ -16,7 +16,7 @@ class Fused:
     names: ClassVar[tuple[str, ...]]
     function: ClassVar[Callable[..., Tensor]]
     inplace: bool
-    tap: Callable[[Tensor, Tensor | None, int, Callable[[], Tensor]], Tensor] | None
+    tap: Any
     def arguments(self) -> dict[str, Any]: ...
     def bias_act(
         self,
