@@ -3,8 +3,8 @@
     fusedact.gelu(x, bias)                            one function per activation
     fusedact.nn.Linear(64, 128, activation="gelu")    and drop-ins for torch.nn's classes
     fusedact.activations()                            the names
-    fusedact.monitor(model)                           what the activations of a model do while it runs
     fusedact.softmax, log_softmax, maxout, lstm_cell_act, gru_cell_act
+    fusedact.monitor(model)                           what the activations of a model do while it runs
 
 Loads the extension, after a check that it was built for the torch that is installed; holds no logic of its own.
 """
