@@ -25,7 +25,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt
 FORMATTED = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-all lint lint-python lint-types lint-cpp format generate wheel wheel-test clean FORCE
+.PHONY: help build demo docs test bench bench-all lint lint-python lint-types lint-cpp format generate wheel wheel-test clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -36,6 +36,11 @@ build: $(VENV)/.built ## make the environment, compile the extension, install bo
 
 demo: build ## train the same network with torch.nn and with fusedact, and compare
 	$(BIN)/python -m fusedact demo
+
+docs: build ## the documentation's site, in site/; the gallery and the lab are drawn first (minutes)
+	$(BIN)/python -m fusedact plot --markdown --output docs/gallery
+	$(BIN)/python -m fusedact lab all --markdown --output docs/lab
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 test: build ## run the tests (TESTS="-k gelu -x" passes arguments to pytest)
 	$(BIN)/python -m pytest $(TESTS)
@@ -84,8 +89,8 @@ wheel-test: wheel ## install that wheel into an environment without a compiler, 
 	cd build/wheel-test && PATH=/nonexistent CXX=/nonexistent venv/bin/python -m pytest $(TESTS)
 
 clean: ## remove everything that was made, the environment too
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmark-results
-	rm -f fusedact/*.so fusedact/_build_info.py fusedact-demo.png
+	rm -rf $(VENV) build dist site docs/gallery docs/lab *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmark-results
+	rm -f fusedact/*.so fusedact/_build_info.py fusedact-demo.png; rm -rf fusedact-lab fusedact-plots
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps below are empty files: each says that a step is done, and is older than what it must be repeated for.
@@ -108,5 +113,5 @@ $(VENV)/.torch: $(VENV)/.torch-wanted
 # Without isolation: an isolated build would download another torch, and link against that one.
 $(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
 	$(PIP) install $(BUILD_REQUIRES)
-	$(PIP) install --no-build-isolation --editable '.[dev,demo]'
+	$(PIP) install --no-build-isolation --editable '.[dev,demo,docs,lab]'
 	@touch $@

@@ -3,7 +3,18 @@
     fusedact.gelu(x, bias)                            one function per activation
     fusedact.nn.Linear(64, 128, activation="gelu")    and drop-ins for torch.nn's classes
     fusedact.activations()                            the names
-from fusedact import cells, functional, fusing, gated, gemm, memory, nn, reference, registry
+    fusedact.gated_act, linear_act, softmax, log_softmax, maxout, lstm_cell_act, gru_cell_act
+    fusedact.fuse(model)                              the same in a model that exists
+    fusedact.monitor(model)                           what the activations of a model do while it runs
+
+Loads the extension, after a check that it was built for the torch that is installed; holds no logic of its own.
+"""
+
+from fusedact._load import check_build
+
+__version__ = check_build()
+
+from fusedact import cells, functional, fusing, gated, gemm, health, lab, memory, nn, reference, registry
 from fusedact._maxout import maxout
 from fusedact._softmax import log_softmax, softmax
 from fusedact.cells import gru_cell_act, lstm_cell_act
@@ -12,9 +23,10 @@ from fusedact.functional import __all__ as _functions
 from fusedact.fusing import compile_pass, explain, fuse, unfuse
 from fusedact.gated import gated_act
 from fusedact.gemm import linear_act
+from fusedact.health import monitor
 
 __all__ = [
     "__version__", "cells", "compile_pass", "explain", "functional", "fuse", "fusing", "gated", "gated_act", "gemm",
-    "gru_cell_act", "linear_act", "log_softmax", "lstm_cell_act", "maxout", "memory", "nn", "reference", "registry",
-    "softmax", "unfuse", *_functions,
+    "gru_cell_act", "health", "lab", "linear_act", "log_softmax", "lstm_cell_act", "maxout", "memory", "monitor", "nn",
+    "reference", "registry", "softmax", "unfuse", *_functions,
 ]  # fmt: skip

@@ -7,4 +7,5 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"fusedact's command line needs typer and rich ({error}): pip install typer rich")
 
-app(prog_name="python -m fusedact")
+if __name__ == "__main__":  # not when a tool that documents the package imports it
+    app(prog_name="python -m fusedact")

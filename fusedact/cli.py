@@ -1,14 +1,17 @@
-"""The command line: `python -m fusedact info | list | accuracy | demo | cmake-dir`.
+"""The command line: `python -m fusedact info | list | accuracy | plot | lab | demo | cmake-dir`.
 
-Turns the registry, the extension's facts and measurements into tables, JSON or Markdown. The only file that imports
-typer and rich, apart from the demo.
+Turns the registry, the extension's facts and measurements into tables, JSON or Markdown, and hands the rest on. The
+only file that imports typer, apart from the demo.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 import fusedact
-from fusedact import _C, _build_info, demo, functional, memory, registry, testing
+from fusedact import _C, _build_info, demo, functional, gallery, lab, memory, registry, testing
 from fusedact.registry import Activation
 
 app = typer.Typer(
@@ -252,6 +255,98 @@ def _short(value: float | None) -> str:
     if value is None:
         return ""
     return "0" if value == 0 else f"{value:.3f}" if 0.001 <= value < 1000 else f"{value:.1e}"
+
+
+@app.command()
+def plot(
+    names: Annotated[list[str] | None, typer.Argument(help="Activations; all of them if none is named.")] = None,
+    output: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("fusedact-plots"),
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write a page, index.md, with them, too.")] = False,
+) -> None:
+    """Draw activations with first and second derivative, kinks, saturation zones, and the errors in ulp."""
+    try:
+        rows = [registry.get(name) for name in names] if names else list(registry.ROWS)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    pages = ["# Gallery", "", "Made by `python -m fusedact plot --markdown`.", ""]
+    try:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            for row in progress.track(rows, description="drawing"):
+                errors = [gallery.measure(row, dtype) for dtype in testing.DTYPES]
+                picture = gallery.save(row, output / f"{row.name}.png", errors)
+                pages.append(gallery.markdown(row, picture.name, errors))
+    except ImportError as error:
+        sys.exit(f"Plots need matplotlib and mpmath ({error}). Install them: pip install 'fusedact[lab]'")
+    except OSError as error:
+        sys.exit(f"plot: {error}")
+    if markdown:
+        (output / "index.md").write_text("\n".join(pages))
+    console.print(f"{len(rows)} pictures in {output}" if len(rows) > 1 else str(picture), markup=False, highlight=False)
+
+
+@app.command("lab")
+def lab_(
+    name: Annotated[str | None, typer.Argument(help="An experiment (--list names them), or all.")] = None,
+    as_list: Annotated[bool, typer.Option("--list", help="Say what each experiment asks, and run none.")] = False,
+    output: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("fusedact-lab"),
+    seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Write a page beside each picture, too.")] = False,
+    data: Annotated[Path | None, typer.Option(help="lenet: the folder of CIFAR-10, instead of the digits.")] = None,
+    function: Annotated[
+        str | None, typer.Option(help="goodness: a function of your own to judge, as package.module:function.")
+    ] = None,
+) -> None:
+    """Run small experiments that show what activations do: a table, a picture, and what follows from the numbers."""
+    if as_list:
+        table = Table("experiment", "question")
+        for each in lab.EXPERIMENTS:
+            table.add_row(each, escape(lab.describe(each)))
+        console.print(table)
+        return
+    if name is None:
+        raise typer.BadParameter(f"name an experiment, or all: {', '.join(lab.EXPERIMENTS)}")
+    try:
+        lab.describe("collapse" if name == "all" else name)
+        if data is not None and name != "lenet":
+            raise ValueError("--data belongs to lenet")
+        if function is not None and name != "goodness":
+            raise ValueError("--function belongs to goodness")
+        options: dict[str, Any] = {"data": data} if data else {"function": _imported(function)} if function else {}
+    except (ValueError, ImportError) as error:
+        raise typer.BadParameter(str(error)) from None
+    for each in lab.EXPERIMENTS if name == "all" else (name,):
+        _experiment(each, output, seed, markdown, options)
+
+
+def _imported(path: str) -> Callable[[Tensor], Tensor]:
+    """The function at `package.module:function`; the working directory counts, as for `python -m`."""
+    module, colon, attribute = path.partition(":")
+    if not (module and colon and attribute):
+        raise ValueError(f"--function must be package.module:function, but got {path!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    found = getattr(importlib.import_module(module), attribute, None)
+    if not callable(found):
+        raise ValueError(f"{module} has no function {attribute}")
+    return found  # type: ignore[no-any-return]
+
+
+def _experiment(name: str, output: Path, seed: int, markdown: bool, options: dict[str, Any]) -> None:
+    begin = time.perf_counter()
+    try:
+        with Progress(console=Console(stderr=True), transient=True) as progress, lab.shown_on(progress):
+            report = lab.run(name, seed, **options)
+        picture = report.save(output / f"{name}.png")
+    except ImportError as error:
+        sys.exit(f"The lab needs scikit-learn and matplotlib ({error}). Install them: pip install 'fusedact[lab]'")
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"lab {name}: {error}")
+    if markdown:
+        page = f"# {name}\n\n{lab.describe(name)}\n\n{report.markdown(picture.name)}"
+        (output / f"{name}.md").write_text(page)
+    console.print(report.table())
+    console.print(report.conclusion, markup=False, highlight=False)
+    console.print(f"{picture}, {time.perf_counter() - begin:.1f} s", style="dim", markup=False, highlight=False)
 
 
 app.command("demo")(demo.main)

@@ -112,6 +112,17 @@ class Activation:
         """Parameter names with their defaults."""
         return {p.name: p.default for p in self.parameters}
 
+    def saturation(self, *scalars: float) -> tuple[tuple[float, float], ...]:
+        """The zones (low, high), ends included, in which |f'| < SATURATED and next to nothing is learned.
+
+        Found in the reference, not written down by hand. A root that f' merely crosses (GELU's at -0.75) is no zone;
+        a zone that reaches as far as this looks, a million to either side, is taken to reach to infinity.
+
+        Args:
+            scalars: the kernel's, as `resolve` returns them; none for the defaults.
+        """
+        return _flat(self.name, scalars or self._plain[1])
+
     @functools.cached_property
     def _plain(self) -> Resolved:
         """What every parameter's default stands for."""
@@ -226,6 +237,44 @@ def _one_of(choices: Mapping[Any, str]) -> str:
 
 def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+SATURATED = 1e-3  # an |f'| below it: what arrives is scaled by less than a thousandth
+_CROSSING = 0.02  # a flat zone no wider than this is a root of f'
+
+
+@functools.lru_cache(maxsize=256)
+def _flat(name: str, scalars: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
+    row = _BY_NAME[name]
+
+    def flat(v: Tensor) -> Tensor:
+        with torch.enable_grad():
+            v = v.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(row.reference(v, *scalars).sum(), v, materialize_grads=True)
+        return slope.abs() < SATURATED
+
+    # Points 0.001 apart at 0 and ever wider beyond, to a million; the kinks, where a zone may end; then bisection.
+    grid = torch.linspace(-14.6, 14.6, 29_201, dtype=torch.float64).sinh()
+    x = torch.cat([grid, torch.tensor(row.kinks(*scalars), dtype=torch.float64)]).sort().values
+    inside = torch.nn.functional.pad(flat(x), (1, 1)).int().diff()
+    zones = []
+    for first, last in zip((inside == 1).nonzero().flatten(), (inside == -1).nonzero().flatten() - 1, strict=True):
+        if x[last] - x[first] <= _CROSSING:
+            continue
+        ends = [x[first], x[last]]
+        for end, index, beyond in ((0, first, first - 1), (1, last, last + 1)):
+            if not 0 <= beyond < len(x):
+                ends[end] = torch.tensor(math.copysign(math.inf, x[index]))
+                continue
+            out = x[beyond]
+            for _ in range(60):
+                middle = (ends[end] + out) / 2
+                if flat(middle):
+                    ends[end] = middle
+                else:
+                    out = middle
+        zones.append((float(ends[0]), float(ends[1])))
+    return tuple(zones)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -66,6 +66,7 @@ def module_stub() -> str:
         "    names: ClassVar[tuple[str, ...]]",
         "    function: ClassVar[Callable[..., Tensor]]",
         "    inplace: bool",
+        "    tap: Any",
         "    def arguments(self) -> dict[str, Any]: ...",
         _function("bias_act", inspect.signature(activation.Fused.bias_act), "    "),
         "    def forward(self, input: Tensor) -> Tensor: ...",

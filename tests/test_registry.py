@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -78,6 +79,35 @@ def test_kinks_are_where_the_slope_jumps(row: Activation) -> None:
     kinks = torch.tensor(row.kinks(*row.resolve()[1]) or [torch.inf], dtype=torch.float64)
     away = [j for j in jumps.tolist() if (kinks - j).abs().min() > 0.1]
     assert not away, f"{row.name} has a kink near {away[0]} that its row does not state"
+
+
+@rows
+def test_saturation_zones_are_where_the_slope_is_flat(row: Activation) -> None:
+    """|f'| is below a thousandth inside, to the ends, and not beyond them; roots that f' crosses are left out."""
+    x = torch.linspace(-50, 50, 200_001, dtype=torch.float64)
+    v = x.clone().requires_grad_()
+    slope = torch.autograd.grad(row.reference(v, *row.resolve()[1]).sum(), v)[0].abs()
+    inside = torch.zeros_like(x, dtype=torch.bool)
+    for low, high in row.saturation():
+        assert low < high
+        inside |= (x >= low) & (x <= high)
+    assert (slope[inside] < registry.SATURATED).all()
+    outside = x[~inside & (slope < registry.SATURATED)]
+    assert len(outside) < 0.002 * len(x), f"{row.name} is flat near {outside[:3].tolist()}, and its zones do not say so"
+
+
+def test_saturation_follows_the_parameters() -> None:
+    sigmoid = math.log(1 / (0.5 - math.sqrt(0.25 - 1e-3)) - 1)  # y (1 - y) = 1e-3
+    for (low, high), edge in zip(registry.get("sigmoid").saturation(), (-sigmoid, sigmoid), strict=True):
+        assert edge in (pytest.approx(low), pytest.approx(high))
+        assert math.inf in (abs(low), abs(high))
+    assert registry.get("relu").saturation() == ((-math.inf, 0.0),)
+    assert registry.get("leaky_relu").saturation() == ()
+    assert registry.get("leaky_relu").saturation(0.0) == ((-math.inf, 0.0),)
+    assert registry.get("hardtanh").saturation(-2.0, 0.5) == ((-math.inf, -2.0), (0.5, math.inf))
+    assert registry.get("hardshrink").saturation() == ((-0.5, 0.5),)
+    assert registry.get("gelu").saturation()[0][1] == pytest.approx(-3.81, abs=0.01)
+    assert len(registry.get("gelu").saturation()) == 1, "the minimum at -0.75 is no zone"
 
 
 def test_pytorch_activations_all_have_a_row() -> None:

@@ -24,6 +24,7 @@ class Fused:
     names: ClassVar[tuple[str, ...]]  # of the row's parameters, which are the module's attributes
     function: ClassVar[Callable[..., Tensor]]
     inplace: bool = False  # for the classes of torch.nn that have no such argument
+    tap: Any = None  # a monitor's health.watch.Tap, while it listens
 
     def arguments(self) -> dict[str, Any]:
         """The activation's parameters as they stand now: numbers, the learned tensor, `training`."""
@@ -56,9 +57,12 @@ class Fused:
             return functional.run_epilogue(
                 input, bias, resolved, dim, gain, clamp, save, scale, p, training, residual, generator
             )
-        return functional.run(
-            input, bias, resolved, dim, gain, clamp, save, inplace or (ours and overwritable(resolved)), None
-        )
+        inplace = inplace or (ours and overwritable(resolved))
+        if self.tap is not None:
+            return self.tap(
+                input, bias, dim, lambda: functional.run(input, bias, resolved, dim, gain, clamp, save, inplace, None)
+            )
+        return functional.run(input, bias, resolved, dim, gain, clamp, save, inplace, None)
 
     def forward(self, input: Tensor) -> Tensor:
         """The activation of `input`, of its shape and dtype."""

@@ -16,6 +16,7 @@ class Fused:
     names: ClassVar[tuple[str, ...]]
     function: ClassVar[Callable[..., Tensor]]
     inplace: bool
+    tap: Any
     def arguments(self) -> dict[str, Any]: ...
     def bias_act(
         self,

@@ -102,7 +102,11 @@ class Linear(Activated, nn.Linear):
         if self.activation is None:
             return nn.Linear.forward(self, input)
         act = self.activation
-        return gemm.run(input, self.weight, self.bias, gemm.resolve(act.row, input, self.weight, act.arguments()))
+        resolved = gemm.resolve(act.row, input, self.weight, act.arguments())
+        if act.tap is not None:
+            watched: Tensor = act.tap.linear(input, self, lambda: gemm.run(input, self.weight, self.bias, resolved))
+            return watched
+        return gemm.run(input, self.weight, self.bias, resolved)
 
     def without_bias(self, input: Tensor) -> Tensor:
         """The product alone."""

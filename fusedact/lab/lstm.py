@@ -1,0 +1,142 @@
+"""What do an LSTM's gates do? A toy sequence: one marked number must be remembered until the end.
+
+Sigmoids open and close (0 to 1), tanhs carry (-1 to 1); both are fused here with the bias of their gate. One LSTM unit
+is enough, and shows it: at the mark its input gate opens and its forget gate drops what was there; then it keeps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fusedact
+from fusedact.lab import frame
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LENGTH, HIDDEN, PLAIN_HIDDEN, BATCH, STEPS, LR = 12, 1, 12, 128, 400, 2e-2
+MARK = 3  # where it stands in the sequences whose gates are shown; in training it is anywhere in the first half
+GATES = ("input", "forget", "output")
+
+
+class Cell(nn.Module):
+    """An LSTM cell in its textbook form; x [N, 2], state ([N, HIDDEN], [N, HIDDEN])."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = nn.Linear(2 + HIDDEN, 4 * HIDDEN, bias=False)
+        self.bias = nn.Parameter(torch.zeros(4, HIDDEN))
+        nn.init.constant_(self.bias[1], 1.0)  # the forget gate starts open: Jozefowicz et al. 2015
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        h, c = state
+        i, f, o, g = self.product(torch.cat([x, h], -1)).chunk(4, -1)
+        i, f, o = (fusedact.sigmoid(v, b) for v, b in zip((i, f, o), self.bias, strict=False))
+        c = f * c + i * fusedact.tanh(g, self.bias[3])
+        return (o * fusedact.tanh(c), c), torch.stack([i, f, o])  # gates: [3, N, HIDDEN]
+
+
+class Reader(nn.Module):
+    """Sequences [N, LENGTH, 2] of (value, mark) to the marked value [N]; `gates` keeps those of the last call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.answer = Cell(), nn.Linear(HIDDEN, 1)
+        self.gates = torch.zeros(0)  # [LENGTH, 3, N, HIDDEN]
+
+    def forward(self, x: Tensor) -> Tensor:
+        state, gates = (x.new_zeros(len(x), HIDDEN), x.new_zeros(len(x), HIDDEN)), []
+        for t in range(x.size(1)):
+            state, gate = self.cell(x[:, t], state)
+            gates.append(gate.detach())
+        self.gates = torch.stack(gates)
+        result: Tensor = self.answer(state[0])
+        return result.squeeze(-1)
+
+
+class Plain(nn.Module):
+    """The same with a recurrent network that has no gates: h = tanh(W [x, h] + b)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.answer = (
+            fusedact.nn.Linear(2 + PLAIN_HIDDEN, PLAIN_HIDDEN, activation="tanh"),
+            nn.Linear(PLAIN_HIDDEN, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), PLAIN_HIDDEN)
+        for t in range(x.size(1)):
+            h = self.cell(torch.cat([x[:, t], h], -1))
+        result: Tensor = self.answer(h)
+        return result.squeeze(-1)
+
+
+def sequences(count: int, mark: int | None = None) -> tuple[Tensor, Tensor]:
+    """[count, LENGTH, 2] of (value, mark) with one mark each, and the marked values [count]."""
+    value, where = torch.rand(count, LENGTH) * 2 - 1, torch.randint(LENGTH // 2, (count,))
+    if mark is not None:
+        where = torch.full((count,), mark)
+    marks = F.one_hot(where, LENGTH).float()
+    return torch.stack([value, marks], -1), (value * marks).sum(-1)
+
+
+def run() -> frame.Report:
+    """Train both on fresh sequences, and look at the gates where the mark is known."""
+    nets: dict[str, nn.Module] = {"LSTM": Reader(), "no gates": Plain()}
+    losses: dict[str, list[float]] = {name: [] for name in nets}
+    optimizers = {name: torch.optim.Adam(net.parameters(), lr=LR) for name, net in nets.items()}
+    for _ in frame.track(range(STEPS), "training"):
+        x, y = sequences(BATCH)
+        for name, net in nets.items():
+            optimizers[name].zero_grad()
+            loss = F.mse_loss(net(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizers[name].step()
+            losses[name].append(float(loss.detach()))
+    x, y = sequences(512, MARK)
+    with torch.no_grad():
+        errors = {name: float(F.mse_loss(net(x), y)) for name, net in nets.items()}
+        reader = nets["LSTM"]
+        assert isinstance(reader, Reader)
+        gates = reader.gates.mean((2, 3))  # [LENGTH, 3]
+    guess = float(y.var(correction=0))
+    rest = [t for t in range(LENGTH) if t != MARK]
+    means = {gate: (float(gates[MARK, k]), float(gates[rest, k].mean())) for k, gate in enumerate(GATES)}
+    relative = {name: error / guess for name, error in errors.items()}
+    rows = [(f"error of {name}", f"{error:.4f}", f"{relative[name]:.1%}") for name, error in errors.items()]
+    rows += [(f"{gate} gate", f"{at:.2f} at the mark", f"{away:.2f} elsewhere") for gate, (at, away) in means.items()]
+    after = float(gates[MARK + 1 :, 1].mean())
+    conclusion = (
+        f"{HIDDEN} LSTM unit recalls the marked number with {relative['LSTM']:.1%} of the error of guessing, "
+        f"{PLAIN_HIDDEN} units without gates with {relative['no gates']:.1%}. At the mark its input gate is "
+        f"{means['input'][0]:.2f} open, elsewhere {means['input'][1]:.2f}; its forget gate lets "
+        f"{means['forget'][0]:.2f} of the old memory pass at the mark, and {after:.2f} in each step afterwards."
+    )
+
+    def draw(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        for k, gate in enumerate(GATES):
+            left.plot(gates[:, k], marker="o", label=f"{gate} gate")
+        left.axvline(MARK, color="black", linestyle="--", linewidth=0.8)
+        left.set(xlabel="time; dashed: the mark", ylabel=f"gates, mean of {len(x)} sequences", ylim=(0, 1))
+        left.legend()
+        for name, curve in losses.items():
+            right.plot(curve, label=name)
+        right.axhline(guess, color="black", linestyle="--", linewidth=0.8)
+        right.set(yscale="log", xlabel="step", ylabel="squared error; dashed: guessing")
+        right.legend()
+
+    return frame.Report(
+        "Remember the marked number",
+        ("", "", "relative to guessing, or elsewhere"),
+        rows,
+        conclusion,
+        {"errors": errors, "relative": relative, "guess": guess, "gates": means, "forget gate afterwards": after},
+        draw,
+    )
