@@ -147,6 +147,17 @@ def test_special_values(name: str, dim: int, dtype: torch.dtype) -> None:
     assert not bool(flat[5:].isnan().any())
 
 
+@functions
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("offset", [1e3, -1e3, 3e4, 1e5, -1e5, 1e7, -1e9, 3e38])
+def test_far_from_zero(name: str, dim: int, offset: float) -> None:
+    """Where x + bias has few digits left or none behind the point, and what it loses is large itself."""
+    x, bias = torch.randn(40, 40) * 3 + offset, torch.randn(40) * 8
+    v = (x + along(bias, x, dim)) if abs(offset) > 4e4 else x.double() + along(bias.double(), x, dim)
+    expected = FUNCTIONS[name][1](v.double(), dim)
+    torch.testing.assert_close(fused(name, dim)(x, bias).double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_where_an_element_lies_does_not_matter() -> None:
     """A row has the same bits alone, among others, and at any offset."""
     x, bias = torch.randn(50, 777), torch.randn(777)

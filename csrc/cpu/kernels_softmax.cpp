@@ -81,9 +81,10 @@ FUSEDACT_INLINE Two<V> below(Two<V> v, V top) {
   return {d.hi, d.lo + v.lo};
 }
 
-// While the greatest is nearer to zero, e^v is reduced as it is; else (infinities and NaN, too) v - top is.
+// While the greatest is nearer to zero than this, e^v is reduced as it is. Else (infinities and NaN, too) v - top is, and
+// x + b is rounded: what it loses may be more than an exponential bears, and v - top is exact where it counts.
 template <class T>
-constexpr T near_limit = sizeof(T) == 4 ? T(1e6) : T(1e9);
+constexpr T near_limit = sizeof(T) == 4 ? T(0x1p15) : T(1e9);
 template <class T>
 FUSEDACT_INLINE bool is_near(T top) {
   return top <= near_limit<T> && top >= -near_limit<T>;
@@ -190,7 +191,7 @@ template <class S, bool log, bool biased, bool near>
 [[gnu::noinline]] void finish_row(const SoftmaxRows& run, const S* x, S* y, compute_of<S> greatest) {
   using T = compute_of<S>;
   using V = Pack<T>;
-  constexpr bool exact = exact_for<S>;
+  constexpr bool exact = exact_for<S> && near, two = exact && biased;  // without a bias elements have one part
   const T* bias = static_cast<const T*>(run.bias);
   T* work = static_cast<T*>(run.work);
   const V top(greatest), power = power_of(top);
@@ -199,7 +200,6 @@ template <class S, bool log, bool biased, bool near>
     if constexpr (biased) return sum_of<exact>(v, read(bias + i, width));
     return Two<V>{v, V(0)};
   };
-  constexpr bool two = exact && (biased || !near);  // without a bias elements have one part
 
   V part(0);
   Total<T> total;
@@ -343,7 +343,7 @@ template <class S, bool log, bool biased, bool near>
 [[gnu::noinline]] void finish_strip(const SoftmaxStrip& run, const Columns<compute_of<S>>& columns) {
   using T = compute_of<S>;
   using V = Pack<T>;
-  constexpr bool exact = exact_for<S>, two = exact && (biased || !near);
+  constexpr bool exact = exact_for<S> && near, two = exact && biased;
   const S* x = static_cast<const S*>(run.x);
   S* y = static_cast<S*>(run.y);
   const T* bias = static_cast<const T*>(run.bias);
