@@ -164,6 +164,10 @@ def test_where_an_element_lies_does_not_matter() -> None:
     whole = fusedact.softmax(x, bias)
     for i in (0, 17, 49):
         assert torch.equal(fusedact.softmax(x[i], bias), whole[i])
+    columns = fusedact.softmax(x.t().contiguous(), bias, dim=0)
+    spoilt = x.t().contiguous()
+    spoilt[3, ::2] = torch.tensor([float("nan"), 1e6, float("inf"), -1e9, 3e38]).repeat(5)
+    assert torch.equal(fusedact.softmax(spoilt, bias, dim=0)[:, 1::2], columns[:, 1::2])
 
 
 # ---- layouts --------------------------------------------------------------------------------------------------------

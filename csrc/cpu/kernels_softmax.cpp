@@ -401,6 +401,7 @@ void strip_of(const SoftmaxStrip& run) {
   using T = compute_of<S>;
   using V = Pack<T>;
   const S* x = static_cast<const S*>(run.x);
+  S* y = static_cast<S*>(run.y);
   const T* bias = static_cast<const T*>(run.bias);
   const Columns<T> columns(run.work, run.channels, run.width);
 
@@ -416,9 +417,12 @@ void strip_of(const SoftmaxStrip& run) {
       write(columns.most + i, at_least(read(static_cast<const T*>(columns.most) + i, width), v), width, false);
     });
   }
-  bool near = true;
-  for (int64_t i = 0; i < run.width; ++i) near &= is_near(columns.most[i]);
-  near ? finish_strip<S, log, biased, true>(run, columns) : finish_strip<S, log, biased, false>(run, columns);
+  int64_t near = 0;
+  for (int64_t i = 0; i < run.width; ++i) near += is_near(columns.most[i]);
+  if (near == run.width) return finish_strip<S, log, biased, true>(run, columns);
+  if (near == 0) return finish_strip<S, log, biased, false>(run, columns);
+  for (int64_t i = 0; i < run.width; ++i)  // rare: each column alone, so that its bits do not depend on its neighbours'
+    strip_of<S, log, biased>({run.channels, 1, run.pitch, x + i, run.bias, y + i, run.work, run.stream});
 }
 
 template <class S, bool log>
