@@ -87,7 +87,7 @@ struct prelu : PiecewiseLinear<prelu<V>, V, 1> {
   static constexpr std::string_view name = "prelu";
   V slope;
   explicit prelu(const double* p) : slope(p[0]) {}
-  explicit prelu(const double*, V weight) : slope(weight) {}
+  FUSEDACT_FN explicit prelu(const double*, V weight) : slope(weight) {}
   FUSEDACT_FN V inner_gradient(V g) const { return slope * g; }
   FUSEDACT_FN V forward(V x) const { return select(x > V(0), x, slope * x); }
   FUSEDACT_FN auto is_outer(V x) const { return x > V(0); }
@@ -364,7 +364,7 @@ struct swish : Plain<1> {
   static constexpr std::string_view name = "swish";
   Two<V> beta;
   explicit swish(const double* p) : beta(two_constant<V>(p[0])) {}
-  explicit swish(const double*, V weight) : beta{weight, V(0)} {}
+  FUSEDACT_FN explicit swish(const double*, V weight) : beta{weight, V(0)} {}
   FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, two_scaled(beta, x)); }
   FUSEDACT_FN V derivative(V x) const {
     Two<V> t = two_scaled(beta, x);

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string_view>
 
+struct CUstream_st;
+
 namespace fusedact {
 
 enum class DType : uint8_t { float32, float64, bfloat16, float16 };
@@ -125,5 +127,18 @@ void backward(const Activation&, const BackwardArgs&);
 void double_backward(const Activation&, const DoubleBackwardArgs&);
 const char* capability();  // the ISA in use: "default", "avx2" or "avx512"; FUSEDACT_CPU_CAPABILITY overrides it
 }  // namespace cpu
+
+// In builds with CUDA. Everything is queued on the stream, which belongs to the current device; nothing waits for it. The
+// caller brings the workspace (any contents, aligned to 16 bytes) and asks the runtime for launch errors.
+namespace cuda {
+using Stream = CUstream_st*;  // cudaStream_t
+void forward(const Activation&, const ForwardArgs&, Stream);
+int64_t workspace_bytes(const Activation&, const BackwardArgs&);
+void backward(const Activation&, const BackwardArgs&, void* workspace, Stream);
+int64_t workspace_bytes(const Activation&, const DoubleBackwardArgs&);
+void double_backward(const Activation&, const DoubleBackwardArgs&, void* workspace, Stream);
+const char* architectures();  // what the kernels were compiled for, as TORCH_CUDA_ARCH_LIST has it
+int kernel_count();
+}  // namespace cuda
 
 }  // namespace fusedact

@@ -15,11 +15,13 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <limits>
+#include <type_traits>
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #define FUSEDACT_FN __host__ __device__ __forceinline__
-#define FUSEDACT_COLD __host__ __device__ __noinline__
+#define FUSEDACT_COLD __host__ __device__ __forceinline__  // a call would want a stack
 #else
 #define FUSEDACT_FN [[gnu::always_inline]] inline
 #define FUSEDACT_COLD [[gnu::noinline, gnu::cold]] static
@@ -146,12 +148,21 @@ FUSEDACT_FN V product_over(V a, V b, V d, V d_lo) {
 }
 
 // Horner's rule, the highest coefficient last. Four interleaved packs hide its latency better than Estrin's does.
-template <class V, int N>
-FUSEDACT_FN V polynomial(V x, const scalar_t<V> (&c)[N]) {
-  V sum = V(c[N - 1]);
-#pragma GCC unroll 32
-  for (int i = N - 2; i >= 0; --i) sum = fma(sum, x, V(c[i]));
-  return sum;
+// The table is a template argument: device code may use a constant's value, but not refer to the array.
+template <const auto& c, int i, class V>
+FUSEDACT_FN V horner(V sum, V x) {
+  if constexpr (i < 0) {
+    return sum;
+  } else {
+    constexpr auto next = c[i];
+    return horner<c, i - 1>(fma(sum, x, V(next)), x);
+  }
+}
+template <const auto& c, class V>
+FUSEDACT_FN V polynomial(V x) {
+  constexpr int highest = static_cast<int>(std::size(c)) - 1;
+  constexpr auto first = c[highest];
+  return horner<c, highest - 1>(V(first), x);
 }
 
 // ---- tables: the output of minimax.py -------------------------------------------------------------------------------
@@ -276,7 +287,7 @@ struct Exp {
 };
 template <class V>
 FUSEDACT_FN V exp_tail(V r) {
-  return fma(r * r, polynomial(r, table<scalar_t<V>>::exp), r);
+  return fma(r * r, polynomial<table<scalar_t<V>>::exp>(r), r);
 }
 template <class V>
 FUSEDACT_FN Exp<V> exp_parts(V x, int offset = 0) {
@@ -448,9 +459,9 @@ FUSEDACT_FN V softplus(Two<V> t) {
   if constexpr (requires { K::log1p_by_atanh; }) {
     V s = z / (V(2) + z);
     V square = s * s;
-    log1p = V(2) * fma(s * square, polynomial(square, K::log1p), s);
+    log1p = V(2) * fma(s * square, polynomial<K::log1p>(square), s);
   } else {
-    log1p = fma_exact(z * z, polynomial(z, K::log1p), z);
+    log1p = fma_exact(z * z, polynomial<K::log1p>(z), z);
   }
   return at_least(t.hi, V(0)) + log1p;
 }
@@ -476,7 +487,7 @@ FUSEDACT_FN V sech_squared(V t) {
 template <class V>
 FUSEDACT_FN V tanhshrink_of(V x) {
   V a = abs(x), square = x * x;
-  V series = a * (square * polynomial(at_most(square, V(1)), tanhshrink_series));
+  V series = a * (square * polynomial<tanhshrink_series>(at_most(square, V(1))));
   return copysign(select(a < V(1), series, a - tanh(a)), x);
 }
 
@@ -504,13 +515,13 @@ FUSEDACT_COLD V times_normal_cdf_tail(const V& x) {
   Two<V> t = minus_half_square(a);
   if constexpr (requires { K::short_limit; }) {  // a Q(a) = e^(-a^2 / 2) P(1 / a^2)
     auto [e, power] = exp_parts(t.hi, t.lo, K::scale);
-    V p = polynomial(V(1) / (a * a), K::tail_far);
+    V p = polynomial<K::tail_far>(V(1) / (a * a));
     V tail = select(t.hi < V(K::exp_floor), V(0), fma(p, e, p) * power);
     V y = fma(tail, V(-K::unscale), at_least(x, V(0)));
     return y + at_most(x, V(0)) * V(0);  // f(-inf) is NaN, as PyTorch has it
   } else {
     V bounded = at_most(a, V(K::tail_limit));
-    V tail = polynomial(bounded, K::tail_p) / polynomial(bounded, K::tail_q) * exp_scaled(t.hi, t.lo);
+    V tail = polynomial<K::tail_p>(bounded) / polynomial<K::tail_q>(bounded) * exp_scaled(t.hi, t.lo);
     auto negative = x < V(0);
     V p = select(negative, tail, fma(tail, V(-K::unscale), V(1)));
     return x * p * select(negative, V(K::unscale), V(1));
@@ -524,7 +535,7 @@ FUSEDACT_FN V times_normal_cdf(V x) {
     // Q(a) = e^(-a^2 / 2 - a / 2) P(a): with the second term P hardly varies, and its last step rounds alone.
     Two<V> square = minus_half_square(a), t = two_sum(square.hi, V(-0.5) * a);
     auto [e, power] = exp_parts(t.hi, t.lo + square.lo);
-    V ratio = polynomial(a - V(K::tail_centre), K::tail_short);
+    V ratio = polynomial<K::tail_short>(a - V(K::tail_centre));
     V b = negative_abs(x) * power;
     V y = fma_exact(b, ratio, b * (ratio * e)) + at_least(x, V(0));
     auto beyond = a > V(K::short_limit);
@@ -549,10 +560,10 @@ FUSEDACT_COLD V times_normal_cdf_derivative_tail(const V& x) {
   Two<V> t = minus_half_square(a);
   V e = exp_scaled(t.hi, t.lo), left;
   if constexpr (requires { K::short_limit; }) {
-    left = polynomial(V(1) / (a * a), K::slope_far) * at_most(a, V(16)) * e * V(K::unscale);
+    left = polynomial<K::slope_far>(V(1) / (a * a)) * at_most(a, V(16)) * e * V(K::unscale);
   } else {
     V bounded = at_most(a, V(K::tail_limit));
-    left = polynomial(bounded, K::slope_p) / polynomial(bounded, K::slope_q) * root_minus(bounded) * e * V(K::unscale);
+    left = polynomial<K::slope_p>(bounded) / polynomial<K::slope_q>(bounded) * root_minus(bounded) * e * V(K::unscale);
   }
   return fma(x, V(0), select(x < V(0), left, V(1) - left));  // infinite x: NaN, as the product rule has it
 }
@@ -563,7 +574,7 @@ FUSEDACT_FN V times_normal_cdf_derivative(V x) {
     V a = abs(x);
     Two<V> t = minus_half_square(a);
     auto [e, power] = exp_parts(t.hi, t.lo);
-    V ratio = polynomial(a - V(K::slope_centre), K::slope_short) * power;
+    V ratio = polynomial<K::slope_short>(a - V(K::slope_centre)) * power;
     V left = fma(ratio, e, ratio) * root_minus(a);
     V y = select(x < V(0), left, V(1) - left);
     auto beyond = a > V(K::short_limit);
