@@ -119,6 +119,18 @@ py::list py_activations() {
   return rows;
 }
 
+// Null in a build for the CPU alone.
+py::object py_cuda() {
+#if defined(FUSEDACT_CUDA)
+  py::dict facts;
+  facts["architectures"] = cuda::architectures();
+  facts["kernels"] = cuda::kernel_count();
+  return std::move(facts);
+#else
+  return py::none();
+#endif
+}
+
 py::dict py_memory_stats() {
   memory::Stats s = memory::stats();
   py::dict stats;
@@ -178,6 +190,7 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("activations", py_activations);
   m.def("capability", cpu::capability);
+  m.def("cuda", py_cuda);
 
   m.def("memory_stats", py_memory_stats);
   m.def("memory_set_limit", memory::set_limit);

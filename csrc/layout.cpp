@@ -61,6 +61,15 @@ Tensor empty_like_cpu(const Tensor& x) {
   return empty_cpu(x.sizes(), at::infer_dense_strides(x.sizes(), x.strides()), x.scalar_type());
 }
 
+Tensor empty_on(const Tensor& x, at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype) {
+  return x.is_cpu() ? empty_cpu(sizes, strides, dtype) : at::empty_strided(sizes, strides, x.options().dtype(dtype));
+}
+
+Tensor empty_as(const Tensor& x) {
+  if (x.is_non_overlapping_and_dense()) return empty_on(x, x.sizes(), x.strides(), x.scalar_type());
+  return empty_on(x, x.sizes(), at::infer_dense_strides(x.sizes(), x.strides()), x.scalar_type());
+}
+
 bool same_layout(const Tensor& a, const Tensor& b) {
   if (a.strides() == b.strides() || a.numel() == 0) return true;
   for (int64_t d = 0; d < a.dim(); ++d)
@@ -69,10 +78,10 @@ bool same_layout(const Tensor& a, const Tensor& b) {
 }
 
 Tensor laid_out_as(const Tensor& x, const Tensor& like) {
-  return same_layout(x, like) ? x : empty_cpu(like.sizes(), like.strides(), x.scalar_type()).copy_(x);
+  return same_layout(x, like) ? x : empty_on(x, like.sizes(), like.strides(), x.scalar_type()).copy_(x);
 }
 
-Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : empty_like_cpu(x).copy_(x); }
+Tensor dense(const Tensor& x) { return x.is_non_overlapping_and_dense() ? x : empty_as(x).copy_(x); }
 
 DType to_dtype(at::ScalarType dtype) {
   switch (dtype) {

@@ -21,6 +21,9 @@ c10::SymDimVector dense_strides(const Tensor& x);
 // New memory from the library's own allocator.
 Tensor empty_cpu(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype);
 Tensor empty_like_cpu(const Tensor& x);
+// The same on x's device: other devices' memory is their allocator's.
+Tensor empty_on(const Tensor& x, at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype);
+Tensor empty_as(const Tensor& x);
 // The same for a Meta kernel.
 Tensor empty_like_meta(const Tensor& x);
 

@@ -49,6 +49,7 @@ def info(as_json: Json = False) -> None:
         "built for torch": _build_info.torch,
         "installed torch": str(torch.__version__),
         "CUDA": _build_info.cuda or "no: this build computes on the CPU",
+        **_cuda_facts(),
         "instruction set": _C.capability(),
         "instruction set of torch": torch.backends.cpu.get_cpu_capability(),
         "FUSEDACT_CPU_CAPABILITY": os.environ.get("FUSEDACT_CPU_CAPABILITY", "not set"),
@@ -75,6 +76,17 @@ def info(as_json: Json = False) -> None:
 def cmake_dir() -> None:
     """Print the folder of fusedactConfig.cmake: cmake -Dfusedact_DIR=$(python -m fusedact cmake-dir)."""
     print(Path(fusedact.__file__).parent / "cmake")
+
+
+def _cuda_facts() -> dict[str, Any]:
+    facts = _C.cuda()
+    if facts is None:
+        return {}
+    found = torch.cuda.device_count()
+    return {
+        "CUDA kernels": f"{facts['kernels']}, compiled for {facts['architectures']}",
+        "CUDA devices": ", ".join(torch.cuda.get_device_name(i) for i in range(found)) or "none found",
+    }
 
 
 def _parameters(row: Activation) -> str:
