@@ -1,7 +1,8 @@
 """The CUDA kernels without a GPU: compiled to PTX, and run instruction by instruction by ptxrun, launchers included.
 
-ptxrun is a tool of its own, found on PYTHONPATH or beside the project; where it or nvcc is missing, `unavailable()` says so.
-Knows how to build the launchers as a library, how the structs of csrc/kernels.h lie in memory, and nothing of what is tested.
+ptxrun is a tool of its own, on PYTHONPATH or beside the project; where it or nvcc is missing, `unavailable()` says so.
+Knows how to build the launchers as a library and how the structs of csrc/kernels.h lie in memory; not what is
+tested.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import functools
 import hashlib
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +25,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parent.parent
+HERE = Path(__file__).parent
+ROOT = HERE.parent
 CUDA = ROOT / "csrc" / "cuda"
 STORAGE = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 DTYPE = {dtype: i for i, dtype in enumerate(STORAGE)}  # enum DType
 SAVED = {"input": 0, "output": 1, "mask": 2}  # enum Saved
 EXTENT = {"none": 0, "one": 1, "channel": 2, "full": 3}  # enum Extent
-RAW = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+RAW = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
 
 # The flags of CMakeLists.txt: a test compares.
 FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
@@ -39,10 +48,9 @@ FLAGS = ("-std=c++20", "--expt-relaxed-constexpr", "-fmad=false")
 
 def tool(name: str) -> str | None:
     """A program of the CUDA toolkit: on PATH, in CUDA_HOME, or from its PyPI package."""
-    places = [os.environ["CUDA_HOME"]] if "CUDA_HOME" in os.environ else []
-    places += [str(p.parent) for s in sys.path for p in Path(s or ".").glob("nvidia/*/bin") if p.is_dir()]
-    path = os.pathsep.join([*(os.path.join(p, "bin") for p in places), os.environ.get("PATH", "")])
-    return shutil.which(name, path=path)
+    places = [Path(os.environ["CUDA_HOME"]) / "bin"] if "CUDA_HOME" in os.environ else []
+    places += [p for s in sys.path for p in Path(s or ".").glob("nvidia/*/bin")]
+    return shutil.which(name, path=os.pathsep.join([*map(str, places), os.environ.get("PATH", "")]))
 
 
 @functools.cache
@@ -55,9 +63,11 @@ def unavailable() -> str | None:
         import ptxrun.host  # noqa: F401
     except ImportError as error:
         return f"ptxrun, which runs PTX on a CPU, is neither on PYTHONPATH nor in {beside} ({error})"
-    for name in ("nvcc", "cuobjdump"):
-        if tool(name) is None:
+    for name in ("nvcc", "cuobjdump", "nvdisasm"):
+        found = tool(name)
+        if found is None:
             return f"{name} is neither on PATH nor in CUDA_HOME nor installed from PyPI"
+        os.environ.setdefault(name.upper(), found)  # where ptxrun looks first
     return None
 
 
@@ -93,31 +103,41 @@ def definitions(storage: str, only: Sequence[str] = ()) -> list[str]:
     return [*found, "-DFUSEDACT_ONLY=" + "\\,".join(only)] if only else found
 
 
+@functools.cache
+def structs() -> dict[str, str]:
+    """The name of each activation's struct in activations.h, by the activation's own."""
+    text = (ROOT / "csrc" / "activations.h").read_text()
+    return {
+        name: struct
+        for struct, name in re.findall(r'struct (\w+)[^{]*{\s*static constexpr std::string_view name = "(\w+)"', text)
+    }
+
+
 def library(only: dict[torch.dtype, tuple[str, ...]]) -> tuple[Path, list[str]]:
     """A shared library of the launchers, and the PTX of its kernels; per storage type, the activations that it has."""
     from ptxrun.build import embedded_ptx
 
     nvcc = tool("nvcc") or "nvcc"
     ptx = ["-Xcompiler", "-fPIC", "-lineinfo", "-gencode", "arch=compute_80,code=compute_80", "-c"]
-    objects, texts = [], []
 
-    def kernels(file: str, storage: str, names: Sequence[str]) -> None:
+    def kernels(file: str, storage: str, names: Sequence[str]) -> Path:
         source = CUDA / f"{file}.cu"
-        command = [nvcc, *FLAGS, *definitions(storage, names), *ptx, str(source)]
-        objects.append(_compiled(f"{file}-{storage}", command, _sources() + source.read_text()))
-        texts.extend(text for _, text in embedded_ptx(str(objects[-1])))
+        command = [nvcc, *FLAGS, *definitions(storage, [structs()[n] for n in names]), *ptx, str(source)]
+        return _compiled(f"{file}-{storage}", command, _sources() + source.read_text())
 
-    every: set[str] = set()
-    for dtype, storage in STORAGE.items():
-        names = sorted(only.get(dtype, ())) or ["identity"]
-        every |= set(names)
-        kernels("forward", storage, names)
-        kernels("backward", storage, names)
-    kernels("double_backward", "float64", sorted(every))
-    kernels("fold", "float64", ["identity"])
-    for file in (CUDA / "drive.cpp", ROOT / "csrc" / "registry.cpp", ROOT / "tests" / "ptx_launch.cpp"):
+    def host(file: Path) -> Path:
         command = ["g++", "-std=c++20", "-O1", "-fPIC", '-DFUSEDACT_CUDA_ARCHITECTURES="8.0"', "-c", str(file)]
-        objects.append(_compiled(file.stem, command, _sources() + file.read_text()))
+        return _compiled(file.stem, command, _sources() + file.read_text())
+
+    names = {storage: sorted(only.get(dtype, ())) or ["identity"] for dtype, storage in STORAGE.items()}
+    every = sorted({name for some in names.values() for name in some})
+    jobs = [functools.partial(kernels, file, s, some) for s, some in names.items() for file in ("forward", "backward")]
+    jobs += [functools.partial(kernels, "double_backward", "float64", every)]
+    jobs += [functools.partial(kernels, "fold", "float64", ["identity"])]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        objects = list(pool.map(lambda job: job(), jobs))
+    texts = [text for o in objects for _, text in embedded_ptx(str(o))]
+    objects += [host(f) for f in (CUDA / "drive.cpp", ROOT / "csrc" / "registry.cpp", HERE / "ptx_launch.cpp")]
     link = [nvcc, "-shared", "--cudart", "none", *(str(o) for o in objects)]
     return _compiled("launchers", link, "", ".so"), texts
 
@@ -214,15 +234,23 @@ class Run:
 
 
 class Device:
-    """Launchers in a library, and memory that ptxrun watches. `sms`: a small number makes few blocks and many turns."""
+    """Launchers in a library, and memory that ptxrun watches."""
 
-    def __init__(self, path: Path, ptx: list[str], sms: int = 108, **options: Any) -> None:
+    def __init__(self, path: Path, ptx: list[str]) -> None:
         from ptxrun.host import HostRuntime
 
-        self.runtime = HostRuntime(str(path), ptx, sms=sms, **options)
+        self.runtime = HostRuntime(str(path), ptx)
         self.lib = self.runtime.lib
         for name in ("backward_bytes", "double_backward_bytes"):
             getattr(self.lib, name).restype = ctypes.c_int64
+
+    def set(self, sms: int = 108, **options: Any) -> Device:
+        """How many multiprocessors there are (one makes few blocks that take many turns), and ptxrun's options."""
+        runtime = type(self.runtime)
+        callbacks = (ctypes.cast(c, ctypes.c_void_p) for c in runtime._cbs)
+        runtime._lib.ptxrun_callbacks(*callbacks, ctypes.c_int(sms))
+        self.runtime.options = dict(options, check="report")
+        return self
 
     def forward(
         self,
@@ -239,7 +267,7 @@ class Device:
         inplace: bool = False,
         shift: int = 0,
     ) -> Run:
-        """cuda::forward; results "y" and, if asked for, "mask". `shift`: x and y start so many elements off alignment."""
+        """cuda::forward; results "y" and, if asked for, "mask". `shift`: x and y start so far off 16 bytes."""
         call = _Call(self.runtime, shift)
         args = ForwardArgs(shape=Shape(*shape), dtype=DTYPE[x.dtype], x=call.give(x))
         args.bias, args.weight = call.vector(bias, "channel"), call.vector(weight, extent, x.dtype)
@@ -325,7 +353,9 @@ class _Call:
         runtime.memory.clear()
         runtime.launches.clear()
 
-    def _place(self, shape: Sequence[int], dtype: torch.dtype, shift: int | None) -> tuple[Any, int, Sequence[int], torch.dtype]:
+    def _place(
+        self, shape: Sequence[int], dtype: torch.dtype, shift: int | None
+    ) -> tuple[Any, int, Sequence[int], torch.dtype]:
         size = torch.empty((), dtype=dtype).element_size()
         skip = size * (self.shift if shift is None else shift)
         return self.runtime.empty((skip + size * math.prod(shape),), "u1"), skip, shape, dtype

@@ -1,0 +1,176 @@
+"""What the CUDA kernels cost, read off their machine code and counted while ptxrun runs them: no GPU, no time taken.
+
+    python benchmarks/budgets.py [activation ...] [--dtype float32] [--check]
+
+A row for each kernel: registers, spills and stack for sm_80 and sm_90, the widths of its accesses, bytes moved and
+instructions issued per element, and for an H100 the time to issue them over the time to move, at its peak rates: below
+1 a kernel can only wait for memory. --check exits with 1 if a budget is missed. Needs nvcc and ptxrun (tests/ptx.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from ptx import STORAGE, Device, library, unavailable
+
+from fusedact import _C, registry
+
+ARCHITECTURES = ("sm_80", "sm_90")
+ELEMENTS = 4096  # whole units, and no bias: the main loop and nothing else
+REGISTERS = 128  # two blocks of 256 threads on a multiprocessor, 64 KiB of loads under way on all
+
+# What a PTX instruction becomes, in issue slots; all others are about one.
+SLOTS = {"div.rn.f32": 10, "rcp.rn.f32": 7, "sqrt.rn.f32": 9, "div.rn.f64": 22, "rcp.rn.f64": 16, "sqrt.rn.f64": 20}
+
+# Why a kernel may be limited by something other than memory. One that is, without such a reason, has missed its budget.
+WIDE = "computed in float64, since its terms cancel"
+DOUBLE = "float64: arithmetic is the limit by nature"
+STACK = "the slow path of the machine's own sin and cos, for arguments beyond 10^5, has an array"
+HALF = "16 bits move in half the time, and are computed in float32 to half an ulp"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One kernel on one activation and dtype."""
+
+    kernel: str
+    activation: str
+    dtype: str
+    registers: dict[str, int]
+    spills: dict[str, int]
+    stack: dict[str, int]
+    widths: str  # of the main loop
+    bytes: float  # per element, counted
+    least: float  # per element: each input once, each output once
+    slots: float  # per element
+    ratio: float  # time to issue over time to move, H100
+
+    @property
+    def excuse(self) -> str:
+        facts = {row["name"]: row for row in _C.activations()}[self.activation]
+        if self.dtype == "float64" or self.kernel == "double_backward":
+            return DOUBLE
+        if facts["wide"]:
+            return WIDE
+        return HALF if self.dtype in ("bfloat16", "float16") else ""
+
+    @property
+    def faults(self) -> list[str]:
+        """Which budgets are missed."""
+        found = []
+        for arch in ARCHITECTURES:
+            if self.spills[arch]:
+                found.append(f"{self.spills[arch]} bytes of spills on {arch}")
+            if self.stack[arch] and self.activation not in ("sin", "cos"):
+                found.append(f"{self.stack[arch]} bytes of stack on {arch}")
+            if self.registers[arch] > REGISTERS:
+                found.append(f"{self.registers[arch]} registers on {arch}, allowed are {REGISTERS}")
+        if self.bytes != self.least:
+            found.append(f"{self.bytes:g} bytes per element, {self.least:g} are enough")
+        if self.kernel != "double_backward" and set(self.widths.split()) != {"16"}:
+            found.append(f"accesses of {self.widths} bytes in the main loop, not 16")
+        if self.ratio >= 1 and not self.excuse:
+            found.append(f"limited by instructions ({self.ratio:.2f} of the time to move), and no reason is given")
+        return found
+
+
+def budgets(only: dict[torch.dtype, tuple[str, ...]]) -> Iterator[Budget]:
+    """The kernels of some activations per dtype: forward, backward from all that can be saved, second derivative."""
+    path, texts = library(only)
+    on = Device(path, texts)
+    machine = {arch: _machine_code(texts, arch) for arch in ARCHITECTURES}
+    for dtype, names in only.items():
+        for name in names:
+            row = registry.get(name)
+            x = torch.randn(ELEMENTS, dtype=torch.float64).to(dtype)
+            args: dict[str, Any] = {"shape": (1, 1, ELEMENTS), "params": row.resolve()[1]}
+            size = x.element_size()
+            make = functools.partial(_budget, machine, name, STORAGE[dtype])
+            yield make("forward", on.forward(name, x, **args), 2 * size)
+            for kind in row.saves:
+                saved = torch.zeros(ELEMENTS // 8, dtype=torch.uint8) if kind == "mask" else x
+                run = on.backward(name, x, saved, kind=kind, **args)
+                yield make(f"backward, {kind}", run, 2 * size + (1 / 8 if kind == "mask" else size))
+            yield make("double_backward", on.double_backward(name, x, x, x, **args), 5 * size)
+
+
+def _machine_code(texts: list[str], arch: str) -> dict[str, Any]:
+    from ptxrun.sass import sass_report
+
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for i, text in enumerate(texts):
+            file = Path(folder) / f"{i}.ptx"
+            file.write_text(text)
+            found.update({kernel.name: kernel for kernel in sass_report(str(file), arch=arch)})
+    return found
+
+
+def _budget(machine: dict[str, Any], name: str, dtype: str, kernel: str, run: Any, least: float) -> Budget:
+    from ptxrun.sass import GPUS
+
+    (launch,) = run.launches
+    seen = launch.result
+    codes = {arch: machine[arch][launch.name] for arch in ARCHITECTURES}
+    moved = seen.summary()
+    slots = sum(SLOTS.get(_root(op), 1) * warps for op, (_, warps) in seen.instructions().items()) * 32 / ELEMENTS
+    gpu = GPUS["H100"]
+    issue = slots / (gpu.sms * gpu.ghz * 4 * 32)
+    widths = sorted({row["width"] for row in seen.traffic() if row["space"] == "global" and row["width"] > 1})
+    return Budget(
+        kernel=kernel,
+        activation=name,
+        dtype=dtype,
+        registers={arch: code.registers for arch, code in codes.items()},
+        spills={arch: (code.spill_stores or 0) + (code.spill_loads or 0) for arch, code in codes.items()},
+        stack={arch: code.stack for arch, code in codes.items()},
+        widths=" ".join(map(str, widths)),
+        bytes=(moved["load_bytes"] + moved["store_bytes"]) / ELEMENTS,
+        least=least,
+        slots=slots,
+        ratio=issue / (least / gpu.gbs),
+    )
+
+
+def _root(op: str) -> str:
+    return re.sub(r"\.ftz", "", op)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Budgets of the CUDA kernels, without a GPU.")
+    parser.add_argument("activations", nargs="*", help="names; all of them if none is given")
+    parser.add_argument("--dtype", choices=[*STORAGE.values()], help="one dtype instead of four")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a budget is missed")
+    options = parser.parse_args()
+    if unavailable():
+        print(unavailable(), file=sys.stderr)
+        return 1
+    names = tuple(registry.get(n).name for n in options.activations) or tuple(registry.activations())
+    only = {dtype: names for dtype, storage in STORAGE.items() if options.dtype in (None, storage)}
+    head = ("activation", "dtype", "kernel", "registers", "spills", "stack", "widths", "bytes", "slots", "issue/move")
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    missed = []
+    for b in budgets(only):
+        pairs = ["/".join(str(of[arch]) for arch in ARCHITECTURES) for of in (b.registers, b.spills, b.stack)]
+        ratio = f"{b.ratio:.2f}" + (f" ({b.excuse})" if b.ratio >= 1 and b.excuse else "")
+        cells = (b.activation, b.dtype, b.kernel, *pairs, b.widths, f"{b.bytes:g}", f"{b.slots:.1f}", ratio)
+        print("| " + " | ".join(cells) + " |")
+        missed += [f"{b.activation} {b.dtype} {b.kernel}: {fault}" for fault in b.faults]
+    print("\n".join(["", *missed, f"{len(missed)} budgets missed" if missed else "all budgets kept"]))
+    return 1 if missed and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
