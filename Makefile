@@ -21,8 +21,8 @@ TEST_REQUIRES := expecttest hypothesis matplotlib mpmath numpy pytest pytest-xdi
 
 # What pyproject.toml asks of a build; without isolation pip does not look.
 BUILD_REQUIRES = $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt
-FORMATTED = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := $(shell find csrc cmake -type f ! -name '*.py') CMakeLists.txt
+FORMATTED = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo docs test bench bench-all lint lint-python lint-types lint-cpp format generate wheel wheel-test clean FORCE

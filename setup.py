@@ -1,7 +1,7 @@
 """Hands the build to CMake and puts what it installs where setuptools wants it. Names no source file and no flag.
 
-Environment: MAX_JOBS, CMAKE_ARGS, CMAKE_GENERATOR, FUSEDACT_CUDA, TORCH_CUDA_ARCH_LIST. Build with `pip install --no-build-isolation`, so that the torch
-that is compiled against is the one that is installed.
+Environment: MAX_JOBS, CMAKE_ARGS, CMAKE_GENERATOR, FUSEDACT_CUDA, TORCH_CUDA_ARCH_LIST. Build with `pip install
+--no-build-isolation`, so that the torch that is compiled against is the one that is installed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 VERSION = "0.1.0"
+PASSED_ON = ("FUSEDACT_CUDA", "TORCH_CUDA_ARCH_LIST")
 
 
 def torch_folder() -> Path | None:
@@ -58,7 +59,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DTORCH_ROOT={folder}",
             f"-DFUSEDACT_VERSION={self.distribution.get_version()}",
-            *(f"-D{name}={os.environ[name]}" for name in ("FUSEDACT_CUDA", "TORCH_CUDA_ARCH_LIST") if name in os.environ),
+            *(f"-D{name}={os.environ[name]}" for name in PASSED_ON if name in os.environ),
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []

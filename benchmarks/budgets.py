@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from ptx import STORAGE, Device, library, unavailable
 
-from fusedact import _C, registry
+from fusedact import registry
 
 ARCHITECTURES = ("sm_80", "sm_90")
 ELEMENTS = 4096  # whole units, and no bias: the main loop and nothing else
@@ -56,13 +56,13 @@ class Budget:
     least: float  # per element: each input once, each output once
     slots: float  # per element
     ratio: float  # time to issue over time to move, H100
+    wide: bool  # the machine code computes in float64
 
     @property
     def excuse(self) -> str:
-        facts = {row["name"]: row for row in _C.activations()}[self.activation]
         if self.dtype == "float64" or self.kernel == "double_backward":
             return DOUBLE
-        if facts["wide"]:
+        if self.wide:
             return WIDE
         return HALF if self.dtype in ("bfloat16", "float16") else ""
 
@@ -141,6 +141,7 @@ def _budget(machine: dict[str, Any], name: str, dtype: str, kernel: str, run: An
         least=least,
         slots=slots,
         ratio=issue / (least / gpu.gbs),
+        wide=codes["sm_90"].main().pipes["fp64"] > 0,
     )
 
 

@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow(reason): minutes or gigabytes; run with --slow")
+    config.addinivalue_line("markers", "cuda: on a CUDA device; skipped where there is none")
     if os.environ.get("PYTEST_XDIST_WORKER"):
         torch.set_num_threads(1)
 

@@ -394,7 +394,9 @@ class _Call:
             if launch.error is not None:
                 raise launch.error
         for name, (memory, skip, shape, dtype) in self.taken.items():
-            raw = torch.from_numpy(memory.bytes[skip:].copy())
+            raw = torch.from_numpy(memory.bytes[skip:].copy()).reshape(-1)
+            if math.prod(shape) == 0:
+                continue
             run.results[name] = raw.view(RAW.get(dtype, dtype)).view(dtype).reshape(shape)
             size = max(1, run.results[name].element_size())
             run.unwritten[name] = int((~memory.init[skip:].reshape(-1, size).all(axis=1)).sum())

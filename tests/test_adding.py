@@ -95,7 +95,7 @@ def test_the_example_is_one_struct_and_one_row(tmp_path: Path) -> None:
 
 @pytest.mark.slow(reason="builds the extension once more: minutes")
 def test_the_example_builds_and_works(tmp_path: Path) -> None:
-    for folder in ("csrc", "fusedact", "tests", "docs"):
+    for folder in ("csrc", "cmake", "fusedact", "tests", "docs"):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "_C.*.so", "_build_info.py")
         )
@@ -103,7 +103,13 @@ def test_the_example_builds_and_works(tmp_path: Path) -> None:
         if (ROOT / file).exists():
             shutil.copy(ROOT / file, tmp_path / file)
     name = insert(tmp_path, *example())
-    environment = {**os.environ, "CMAKE_ARGS": "-DFUSEDACT_ISAS=", "MAX_JOBS": "2", "PYTHONPATH": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "CMAKE_ARGS": "-DFUSEDACT_ISAS=",
+        "FUSEDACT_CUDA": "0",
+        "MAX_JOBS": "2",
+        "PYTHONPATH": str(tmp_path),
+    }
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     done = subprocess.run(build, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

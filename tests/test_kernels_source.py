@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
 KERNELS = sorted(CSRC.glob("cpu/kernels_*.cpp"))
+CUDA = [*sorted(CSRC.glob("cuda/*.cu")), CSRC / "cuda" / "drive.cpp"]
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.M)
 
 pytestmark = pytest.mark.skipif(not CSRC.exists(), reason="not in the source tree")
@@ -31,7 +32,7 @@ def reached_from(file: Path) -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize("file", [*KERNELS, CSRC / "activations.h", CSRC / "kernels.h"], ids=lambda p: p.name)
+@pytest.mark.parametrize("file", [*KERNELS, *CUDA, CSRC / "activations.h", CSRC / "kernels.h"], ids=lambda p: p.name)
 def test_kernels_include_no_torch(file: Path) -> None:
     foreign = {h for h in reached_from(file) if re.match(r"(torch|ATen|c10|pybind11|Python)\b", h)}
     assert not foreign, f"{file.name} reaches {foreign}"
@@ -39,13 +40,13 @@ def test_kernels_include_no_torch(file: Path) -> None:
 
 def test_the_maths_stands_once() -> None:
     """No transcendental function of the C library outside math.h and its SIMD pack, where each has its error bound."""
-    for file in [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp"), CSRC / "cpu" / "loops.h"]:
+    for file in [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp"), CSRC / "cpu" / "loops.h", *CSRC.glob("cuda/*")]:
         found = re.findall(r"std::(exp|expm1|log|log1p|tanh|erf|erfc|sin|cos|pow)\(", file.read_text())
         assert not found, f"{file.name} calls std::{found}"
 
 
 def test_every_file_says_what_it_is_for() -> None:
-    for file in [*CSRC.rglob("*.h"), *CSRC.rglob("*.cpp")]:
+    for file in [f for kind in ("h", "cpp", "cuh", "cu") for f in CSRC.rglob(f"*.{kind}")]:
         assert file.read_text().startswith(("//", "/*")), f"{file.relative_to(ROOT)} has no header comment"
 
 
