@@ -28,7 +28,7 @@ from ptx import STORAGE, Device, library, unavailable
 from fusedact import registry
 
 ARCHITECTURES = ("sm_80", "sm_90")
-ELEMENTS = 4096  # whole units, and no bias: the main loop and nothing else
+ELEMENTS = 16384  # whole units of eight steps, as in large tensors
 REGISTERS = 128  # two blocks of 256 threads on a multiprocessor, 64 KiB of loads under way on all
 
 # What a PTX instruction becomes, in issue slots; all others are about one.
@@ -88,7 +88,7 @@ class Budget:
 
 def budgets(only: dict[torch.dtype, tuple[str, ...]]) -> Iterator[Budget]:
     """The kernels of some activations per dtype: forward, backward from all that can be saved, second derivative."""
-    path, texts = library(only)
+    path, texts = library(only, units=1)
     on = Device(path, texts)
     machine = {arch: _machine_code(texts, arch) for arch in ARCHITECTURES}
     for dtype, names in only.items():
@@ -137,7 +137,7 @@ def _budget(machine: dict[str, Any], name: str, dtype: str, kernel: str, run: An
         spills={arch: (code.spill_stores or 0) + (code.spill_loads or 0) for arch, code in codes.items()},
         stack={arch: code.stack for arch, code in codes.items()},
         widths=" ".join(map(str, widths)),
-        bytes=(moved["load_bytes"] + moved["store_bytes"]) / ELEMENTS,
+        bytes=(moved["unique_read_bytes"] + moved["unique_written_bytes"]) / ELEMENTS,
         least=least,
         slots=slots,
         ratio=issue / (least / gpu.gbs),

@@ -113,8 +113,11 @@ def structs() -> dict[str, str]:
     }
 
 
-def library(only: dict[torch.dtype, tuple[str, ...]]) -> tuple[Path, list[str]]:
-    """A shared library of the launchers, and the PTX of its kernels; per storage type, the activations that it has."""
+def library(only: dict[torch.dtype, tuple[str, ...]], units: int = 2048) -> tuple[Path, list[str]]:
+    """A shared library of the launchers, and the PTX of its kernels; per storage type, the activations that it has.
+
+    `units`: how many units of work a tensor is cut into before they get longer than one step.
+    """
     from ptxrun.build import embedded_ptx
 
     nvcc = tool("nvcc") or "nvcc"
@@ -126,7 +129,8 @@ def library(only: dict[torch.dtype, tuple[str, ...]]) -> tuple[Path, list[str]]:
         return _compiled(f"{file}-{storage}", command, _sources() + source.read_text())
 
     def host(file: Path) -> Path:
-        command = ["g++", "-std=c++20", "-O1", "-fPIC", '-DFUSEDACT_CUDA_ARCHITECTURES="8.0"', "-c", str(file)]
+        defined = ['-DFUSEDACT_CUDA_ARCHITECTURES="8.0"', f"-DFUSEDACT_ENOUGH_UNITS={units}"]
+        command = ["g++", "-std=c++20", "-O1", "-fPIC", *defined, "-c", str(file)]
         return _compiled(file.stem, command, _sources() + file.read_text())
 
     names = {storage: sorted(only.get(dtype, ())) or ["identity"] for dtype, storage in STORAGE.items()}

@@ -30,45 +30,57 @@ __global__ void __launch_bounds__(block_threads)
     if constexpr (kind == Saved::input) bias = meet<C, T, n>(biases, t, p, C(-0.0));
     if constexpr (weighted) weight = meet<C, T, n>(weights, t, p, C(0));
     C sum[n] = {}, weight_sum[n] = {};
+    const T* const grad_base = grads + p.base;
+    T* const grad_x_base = grad_xs + p.base;
     for_steps(
         t, p,
-        [&](uint32_t at) {
-          const uint32_t count = count_at<n>(p, at);
+        [&](uint32_t at, int32_t left) {
           Read<T, kind> read;
-          read.grad = load<T, n>(grads + p.base + at, count, t.aligned);
+          read.grad = load<T, n>(grad_base + at, left, p.whole);
           if constexpr (kind == Saved::mask)
-            read.bits = count > 0 ? get_bits<n>(static_cast<const uint8_t*>(saved), p.base + at) : 0;
+            read.bits = left > 0 ? get_bits<n>(static_cast<const uint8_t*>(saved), p.base + at) : 0;
           else
-            read.saved = load<T, n>(static_cast<const T*>(saved) + p.base + at, count, t.aligned);
+            read.saved = load<T, n>(static_cast<const T*>(saved) + p.base + at, left, p.whole);
           return read;
         },
-        [&](const Read<T, kind>& read, uint32_t at) {
-          const uint32_t count = count_at<n>(p, at);
-          if constexpr (weighted) meet_own(weight, weights, t, p.base + at, count);
+        [&](const Read<T, kind>& read, uint32_t at, int32_t left) {
+          if constexpr (weighted) meet_own(weight, weights, p, at, left);
+          // What is rare is asked once for all elements: a question to each would cost as much as the answer.
+          C g[n], v[n], r[n], w[n];
+#pragma unroll
+          for (int i = 0; i < n; ++i) g[i] = widen<C>(read.grad.v[i]);
+          if (epilogue.active) {
+#pragma unroll
+            for (int i = 0; i < n; ++i) g[i] *= epilogue.gain;
+          }
+          if constexpr (kind == Saved::input) {
+#pragma unroll
+            for (int i = 0; i < n; ++i) v[i] = widen<C>(read.saved.v[i]) + bias.v[i];
+            if (epilogue.clamped) {
+#pragma unroll
+              for (int i = 0; i < n; ++i)
+                if (!epilogue.passes(functor<weighted>(shared, weight.v[i]).forward(v[i]))) g[i] = 0;
+            }
+          }
           Pack<T, n> grad_x;
-          C r[n], w[n];
 #pragma unroll
           for (int i = 0; i < n; ++i) {
             const auto& f = functor<weighted>(shared, weight.v[i]);
-            C g = widen<C>(read.grad.v[i]);
-            if (epilogue.active) g *= epilogue.gain;
             if constexpr (kind == Saved::input) {
-              const C v = widen<C>(read.saved.v[i]) + bias.v[i];
-              if (epilogue.clamped && !epilogue.passes(f.forward(v))) g = 0;
-              r[i] = gradient(f, g, v);
-              if constexpr (weighted) w[i] = g * f.weight_derivative(v);
+              r[i] = gradient(f, g[i], v[i]);
+              if constexpr (weighted) w[i] = g[i] * f.weight_derivative(v[i]);
             } else if constexpr (kind == Saved::output) {
-              r[i] = gradient_from_output(f, g, widen<C>(read.saved.v[i]));
+              r[i] = gradient_from_output(f, g[i], widen<C>(read.saved.v[i]));
             } else {
-              r[i] = select(static_cast<bool>(read.bits >> i & 1), f.outer_gradient(g), f.inner_gradient(g));
+              r[i] = select(static_cast<bool>(read.bits >> i & 1), f.outer_gradient(g[i]), f.inner_gradient(g[i]));
             }
             grad_x.v[i] = narrow<T>(r[i]);
           }
-          store(grad_xs + p.base + at, grad_x, count, t.aligned);
-          if (count < n) {  // what stands in for the elements beyond the end may have an infinite derivative
+          store(grad_x_base + at, grad_x, left, p.whole);
+          if (left < n) {  // what stands in for the elements beyond the end may have an infinite derivative
 #pragma unroll
             for (int i = 0; i < n; ++i)
-              if (i >= count) r[i] = w[i] = 0;
+              if (i >= left) r[i] = w[i] = 0;
           }
 #pragma unroll
           for (int i = 0; i < n; ++i) {

@@ -17,23 +17,23 @@ FUSEDACT_DEVICE void with_type(DType dtype, F f) {
     default: f(float16()); break;
   }
 }
-FUSEDACT_DEVICE Pack<double, n> read(const void* from, DType dtype, int64_t at, uint32_t count, bool aligned) {
+FUSEDACT_DEVICE Pack<double, n> read(const void* from, DType dtype, int64_t at, int32_t left, int32_t whole) {
   Pack<double, n> x;
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    const Pack<T, n> stored = load<T, n>(static_cast<const T*>(from) + at, count, aligned);
+    const Pack<T, n> stored = load<T, n>(static_cast<const T*>(from) + at, left, whole);
 #pragma unroll
     for (int i = 0; i < n; ++i) x.v[i] = widen<double>(stored.v[i]);
   });
   return x;
 }
-FUSEDACT_DEVICE void write(void* to, DType dtype, int64_t at, const Pack<double, n>& x, uint32_t count, bool aligned) {
+FUSEDACT_DEVICE void write(void* to, DType dtype, int64_t at, const Pack<double, n>& x, int32_t left, int32_t whole) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     Pack<T, n> stored;
 #pragma unroll
     for (int i = 0; i < n; ++i) stored.v[i] = narrow<T>(x.v[i]);
-    store(static_cast<T*>(to) + at, stored, count, aligned);
+    store(static_cast<T*>(to) + at, stored, left, whole);
   });
 }
 
@@ -55,13 +55,11 @@ __global__ void __launch_bounds__(block_threads)
     double sum[n] = {};
     for_steps(
         t, p,
-        [&](uint32_t at) {
-          const uint32_t count = count_at<n>(p, at);
-          return Read{read(us, dtype, p.base + at, count, t.aligned), read(grads, dtype, p.base + at, count, t.aligned),
-                      read(saved, dtype, p.base + at, count, t.aligned)};
+        [&](uint32_t at, int32_t left) {
+          return Read{read(us, dtype, p.base + at, left, p.whole), read(grads, dtype, p.base + at, left, p.whole),
+                      read(saved, dtype, p.base + at, left, p.whole)};
         },
-        [&](const Read& in, uint32_t at) {
-          const uint32_t count = count_at<n>(p, at);
+        [&](const Read& in, uint32_t at, int32_t left) {
           Pack<double, n> grad_grad, grad_x;
 #pragma unroll
           for (int i = 0; i < n; ++i) {
@@ -77,10 +75,10 @@ __global__ void __launch_bounds__(block_threads)
               bend = f.second_from_output(in.saved.v[i]);
             }
             grad_x.v[i] = u * in.grad.v[i] * bend;
-            if (i < count) sum[i] += grad_x.v[i];
+            if (i < left) sum[i] += grad_x.v[i];
           }
-          write(grad_grads, dtype, p.base + at, grad_grad, count, t.aligned);
-          write(grad_xs, dtype, p.base + at, grad_x, count, t.aligned);
+          write(grad_grads, dtype, p.base + at, grad_grad, left, p.whole);
+          write(grad_xs, dtype, p.base + at, grad_x, left, p.whole);
         });
     if (partial_bias) leave_sums(partial_bias, sum, t, unit, p, scratch);
   }

@@ -14,28 +14,38 @@ __global__ void __launch_bounds__(block_threads)
     const Pack<C, n> bias = meet<C, T, n>(biases, t, p, C(-0.0));  // x + (-0) is x for every x, also for -0
     Pack<C, n> weight{};
     if constexpr (weighted) weight = meet<C, T, n>(weights, t, p, C(0));
+    const T* const x_base = xs + p.base;
+    T* const y_base = ys + p.base;
     for_steps(
-        t, p, [&](uint32_t at) { return load<T, n>(xs + p.base + at, count_at<n>(p, at), t.aligned); },
-        [&](const Pack<T, n>& x, uint32_t at) {
-          const uint32_t count = count_at<n>(p, at);
-          if constexpr (weighted) meet_own(weight, weights, t, p.base + at, count);
-          Pack<T, n> y;
-          uint32_t bits = 0;
+        t, p, [&](uint32_t at, int32_t left) { return load<T, n>(x_base + at, left, p.whole); },
+        [&](const Pack<T, n>& x, uint32_t at, int32_t left) {
+          if constexpr (weighted) meet_own(weight, weights, p, at, left);
+          // What is rare is asked once for all elements: a question to each would cost as much as the answer.
+          C v[n], r[n];
 #pragma unroll
           for (int i = 0; i < n; ++i) {
-            const auto& f = functor<weighted>(shared, weight.v[i]);
-            const C v = widen<C>(x.v[i]) + bias.v[i];
-            C r = f.forward(v);
-            if constexpr (requires { f.is_outer(v); }) {
-              if (mask && i < count && f.is_outer(v) && (!epilogue.clamped || epilogue.passes(r))) bits |= 1u << i;
+            v[i] = widen<C>(x.v[i]) + bias.v[i];
+            r[i] = functor<weighted>(shared, weight.v[i]).forward(v[i]);
+          }
+          if constexpr (requires(A<C> f) { f.is_outer(v[0]); }) {
+            if (mask) {
+              uint32_t bits = 0;
+#pragma unroll
+              for (int i = 0; i < n; ++i) {
+                const bool outer = functor<weighted>(shared, weight.v[i]).is_outer(v[i]);
+                if (i < left && outer && (!epilogue.clamped || epilogue.passes(r[i]))) bits |= 1u << i;
+              }
+              put_bits<n>(mask, p.base + at, bits, left > 0);
             }
-            if (epilogue.active) r = epilogue.apply(r);
-            y.v[i] = narrow<T>(r);
           }
-          store(ys + p.base + at, y, count, t.aligned);
-          if constexpr (requires(A<C> f, C v) { f.is_outer(v); }) {
-            if (mask) put_bits<n>(mask, p.base + at, bits, count > 0);
+          if (epilogue.active) {
+#pragma unroll
+            for (int i = 0; i < n; ++i) r[i] = epilogue.apply(r[i]);
           }
+          Pack<T, n> y;
+#pragma unroll
+          for (int i = 0; i < n; ++i) y.v[i] = narrow<T>(r[i]);
+          store(y_base + at, y, left, p.whole);
         });
   }
 }

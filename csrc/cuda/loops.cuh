@@ -31,62 +31,60 @@ constexpr unsigned warp = 32, all_lanes = ~0u;
 // ---- where a thread works -------------------------------------------------------------------------------------------
 
 struct Place {
-  int64_t base;     // its first element
-  int64_t column;   // ... in its row
-  int64_t row;      // or the first of its rows
-  uint32_t limit;   // how many elements from base on are the unit's, while it steps
-  uint32_t leader;  // the same of the first lane of its warp: a warp stops as one
-  uint32_t steps;
+  int64_t base;    // its first element
+  int64_t column;  // ... in its row
+  int64_t row;     // or the first of its rows
+  int32_t limit;   // how many elements from base on are the unit's, while it steps
+  int32_t whole;   // so many must be left for a pack in one access
+  uint32_t steps;  // the same for a whole warp
 };
 
 template <int n>
 FUSEDACT_DEVICE Place place(const Tiles& t, uint32_t unit) {
   const uint32_t lane = threadIdx.x & (t.lanes() - 1), line = threadIdx.x >> t.log_lanes;
   const uint32_t group = unit / t.across, tile = unit - group * t.across;
-  const uint32_t behind = lane % warp * n;
+  const auto bounded = [](int64_t count) {
+    return static_cast<int32_t>(max(int64_t{0}, min(count, int64_t{INT32_MAX - 1})));  // less than no whole pack
+  };
   Place p;
-  int64_t left;  // from the warp's first lane
+  p.whole = t.aligned ? n : INT32_MAX;
   if (t.along) {
     p.column = static_cast<int64_t>(tile) * (t.lanes() * n) + lane * n;
     p.row = static_cast<int64_t>(group) * t.chunk + line;
     const int64_t end = min(t.rows, (static_cast<int64_t>(group) + 1) * t.chunk);
     p.steps = p.row < end ? static_cast<uint32_t>(end - p.row + t.lines() - 1) / t.lines() : 0;
     p.base = p.row * t.length + p.column;
-    left = t.numel - p.base + behind;
-    // Columns beyond the row belong to the next.
-    const int64_t columns = t.length - p.column;
-    p.limit = columns > 0 && left > behind ? static_cast<uint32_t>(min(left - behind, int64_t{0x7fffffff})) : 0;
+    p.limit = p.column < t.length ? bounded(t.numel - p.base) : 0;  // columns beyond the row belong to the next
   } else {
+    constexpr uint32_t log_n = n == 8 ? 3 : n == 4 ? 2 : 1;
+    static_assert(1 << log_n == n);
     p.column = static_cast<int64_t>(tile) * (t.lanes() * n * t.steps) + lane * n;
     p.row = static_cast<int64_t>(group) * t.lines() + line;
-    p.steps = t.steps;
     p.base = p.row * t.length + p.column;
-    left = p.row < t.rows ? t.length - p.column + behind : 0;
-    p.limit = left > behind ? static_cast<uint32_t>(min(left - behind, int64_t{0x7fffffff})) : 0;
+    const int64_t left = p.row < t.rows ? t.length - p.column : INT64_MIN / 2;
+    p.limit = bounded(left);
+    const int64_t of_warp = left + lane % warp * n;  // from its first lane on
+    p.steps = min(t.steps, static_cast<uint32_t>(bounded(of_warp) + t.pitch - 1) >> (t.log_lanes + log_n));
   }
-  p.leader = left > 0 ? static_cast<uint32_t>(min(left, int64_t{0x7fffffff})) : 0;
   return p;
 }
 
-// How many elements there are at offset `at` from the base.
-template <int n>
-FUSEDACT_DEVICE uint32_t count_at(const Place& p, uint32_t at) {
-  return at < p.limit ? min(p.limit - at, static_cast<uint32_t>(n)) : 0;
-}
-
-// Calls step(values, offset) for every step in which the warp has an element, with what read(offset) has returned. One step
-// ahead, so that the next loads are under way while these values are worked on.
+// Calls step(values, offset, left) for every step of the warp, with what read(offset, left) has returned; `left` elements
+// are there, if any. One step ahead, so that the next loads are under way while these values are worked on.
 template <class Read, class Step>
 FUSEDACT_DEVICE void for_steps(const Tiles& t, const Place& p, Read read, Step step) {
-  if (p.steps == 0 || p.leader == 0) return;
-  auto next = read(0);
+  if (p.steps == 0) return;
+  auto next = read(0u, p.limit);
+  int32_t left = p.limit;
   for (uint32_t k = 1, at = 0;; ++k) {
     const auto values = next;
     const uint32_t here = at;
+    const int32_t these = left;
     at += t.pitch;
-    const bool more = k < p.steps && at < p.leader;
-    if (more) next = read(at);
-    step(values, here);
+    left -= static_cast<int32_t>(t.pitch);
+    const bool more = k < p.steps;
+    if (more) next = read(at, left);
+    step(values, here, these);
     if (!more) return;
   }
 }
@@ -125,8 +123,8 @@ FUSEDACT_DEVICE Pack<C, n> meet(const Vector& vector, const Tiles& t, const Plac
 
 // The same where each element has a value of its own, in the compute type.
 template <class C, int n>
-FUSEDACT_DEVICE void meet_own(Pack<C, n>& lane, const Vector& vector, const Tiles& t, int64_t at, uint32_t count) {
-  if (vector.extent == Extent::full) lane = load<C, n>(static_cast<const C*>(vector.data) + at, count, t.aligned);
+FUSEDACT_DEVICE void meet_own(Pack<C, n>& lane, const Vector& vector, const Place& p, uint32_t at, int32_t left) {
+  if (vector.extent == Extent::full) lane = load<C, n>(static_cast<const C*>(vector.data) + p.base + at, left, p.whole);
 }
 
 // ---- gain and clamp -------------------------------------------------------------------------------------------------

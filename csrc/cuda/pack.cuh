@@ -76,12 +76,12 @@ constexpr int per_thread = 16 / sizeof(T);
 
 // No hint to stream: y is what the next operator reads, and x what backward will; where they are larger than the caches
 // there is nothing to keep anyway. In place, x is y: so no read-only path either.
-// `count` of them are there; the rest become 0. An array that is read through one aligned type stays one access.
+// `left` of them are there, the rest become 0; where that is at least `whole`, in one access. An array that is read through one aligned type stays one access.
 template <class T, int n>
-FUSEDACT_DEVICE Pack<T, n> load(const T* p, uint32_t count, bool aligned) {
+FUSEDACT_DEVICE Pack<T, n> load(const T* p, int32_t left, int32_t whole) {
   constexpr int pieces = n * sizeof(T) > 16 ? n * sizeof(T) / 16 : 1;
   Pack<T, n> x;
-  if (aligned && count >= n) {
+  if (left >= whole) {
     if constexpr (n * sizeof(T) >= 16) {
 #pragma unroll
       for (int i = 0; i < pieces; ++i) reinterpret_cast<uint4*>(&x)[i] = reinterpret_cast<const uint4*>(p)[i];
@@ -90,14 +90,14 @@ FUSEDACT_DEVICE Pack<T, n> load(const T* p, uint32_t count, bool aligned) {
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < n; ++i) x.v[i] = i < count ? p[i] : T(0.0f);
+    for (int i = 0; i < n; ++i) x.v[i] = i < left ? p[i] : T(0.0f);
   }
   return x;
 }
 template <class T, int n>
-FUSEDACT_DEVICE void store(T* p, const Pack<T, n>& x, uint32_t count, bool aligned) {
+FUSEDACT_DEVICE void store(T* p, const Pack<T, n>& x, int32_t left, int32_t whole) {
   constexpr int pieces = n * sizeof(T) > 16 ? n * sizeof(T) / 16 : 1;
-  if (aligned && count >= n) {
+  if (left >= whole) {
     if constexpr (n * sizeof(T) >= 16) {
 #pragma unroll
       for (int i = 0; i < pieces; ++i) reinterpret_cast<uint4*>(p)[i] = reinterpret_cast<const uint4*>(&x)[i];
@@ -107,7 +107,7 @@ FUSEDACT_DEVICE void store(T* p, const Pack<T, n>& x, uint32_t count, bool align
   } else {
 #pragma unroll
     for (int i = 0; i < n; ++i)
-      if (i < count) p[i] = x.v[i];
+      if (i < left) p[i] = x.v[i];
   }
 }
 

@@ -44,7 +44,11 @@ struct Wish {
   bool whole_bytes = false;  // eight consecutive elements from a multiple of 8 belong to one row: a mask's bytes
 };
 
-inline constexpr int64_t enough_units = 2048;  // some for every multiprocessor, several times over
+// Some for every multiprocessor, several times over. A test makes it small, so that units are long in small tensors too.
+#if !defined(FUSEDACT_ENOUGH_UNITS)
+#define FUSEDACT_ENOUGH_UNITS 2048
+#endif
+inline constexpr int64_t enough_units = FUSEDACT_ENOUGH_UNITS;
 
 inline Tiles cut(const Shape& s, const Wish& wish) {
   const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
