@@ -10,6 +10,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 TESTS  ?= -n auto
+# For `make cuda`. nvcc from PyPI, where none of CUDA 13 is installed: CUDA_NVCC="nvidia-cuda-nvcc==13.0.* nvidia-nvvm==13.0.*
+# nvidia-cuda-crt==13.0.* nvidia-cuda-cccl==13.0.*"
+CUDA_TORCH ?= torch==2.14.1
+CUDA_NVCC  ?=
 
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
@@ -25,7 +29,7 @@ SOURCES := $(shell find csrc cmake -type f ! -name '*.py') CMakeLists.txt
 FORMATTED = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo docs test bench bench-all lint lint-python lint-types lint-cpp format generate wheel wheel-test clean FORCE
+.PHONY: help build cuda demo docs test bench bench-all lint lint-python lint-types lint-cpp format generate wheel wheel-test clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -73,6 +77,13 @@ generate: build ## write what is made from the registry: type stubs, docs/activa
 	$(BIN)/python -m fusedact list --markdown > docs/activations.md.new
 	mv docs/activations.md.new docs/activations.md
 
+cuda: ## build with a CUDA torch in an environment of its own, for one architecture; import it and list what it has
+	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install $(CUDA_TORCH) $(BUILD_REQUIRES) $(CUDA_NVCC) rich typer matplotlib scikit-learn
+	PATH="$(CURDIR)/.venv-cuda/bin:$$PATH" FUSEDACT_CUDA=1 TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-8.0+PTX} \
+	  .venv-cuda/bin/python -m pip install --no-build-isolation --no-deps --force-reinstall .
+	cd / && $(CURDIR)/.venv-cuda/bin/python -m fusedact info
+
 wheel: build ## a manylinux wheel for this Python and this torch, in dist/
 	rm -rf build/wheel
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
@@ -89,7 +100,7 @@ wheel-test: wheel ## install that wheel into an environment without a compiler, 
 	cd build/wheel-test && PATH=/nonexistent CXX=/nonexistent venv/bin/python -m pytest $(TESTS)
 
 clean: ## remove everything that was made, the environment too
-	rm -rf $(VENV) build dist site docs/gallery docs/lab *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmark-results
+	rm -rf $(VENV) .venv-cuda build dist site docs/gallery docs/lab *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis benchmark-results
 	rm -f fusedact/*.so fusedact/_build_info.py fusedact-demo.png; rm -rf fusedact-lab fusedact-plots
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -86,11 +86,13 @@ class Budget:
         return found
 
 
-def budgets(only: dict[torch.dtype, tuple[str, ...]]) -> Iterator[Budget]:
-    """The kernels of some activations per dtype: forward, backward from all that can be saved, second derivative."""
-    path, texts = library(only, units=1)
-    on = Device(path, texts)
-    machine = {arch: _machine_code(texts, arch) for arch in ARCHITECTURES}
+def budgets(only: dict[torch.dtype, tuple[str, ...]], built: tuple[Path, list[str]] | None = None) -> Iterator[Budget]:
+    """The kernels of some activations per dtype: forward, backward from all that can be saved, second derivative.
+
+    `built`: a library (ptx.library) that has these and perhaps more.
+    """
+    path, texts = built or library(only, units=1)
+    on, machine = Device(path, texts), Machine(texts)
     for dtype, names in only.items():
         for name in names:
             row = registry.get(name)
@@ -106,24 +108,35 @@ def budgets(only: dict[torch.dtype, tuple[str, ...]]) -> Iterator[Budget]:
             yield make("double_backward", on.double_backward(name, x, x, x, **args), 5 * size)
 
 
-def _machine_code(texts: list[str], arch: str) -> dict[str, Any]:
-    from ptxrun.sass import sass_report
+class Machine:
+    """The machine code of PTX, assembled where it is asked for."""
 
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for i, text in enumerate(texts):
-            file = Path(folder) / f"{i}.ptx"
-            file.write_text(text)
-            found.update({kernel.name: kernel for kernel in sass_report(str(file), arch=arch)})
-    return found
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+        self.assembled: dict[tuple[int, str], dict[str, Any]] = {}
+
+    def code(self, name: str, arch: str) -> Any:
+        """ptxrun's facts about the kernel of that (mangled) name."""
+        (text,) = (i for i, text in enumerate(self.texts) if f".entry {name}(" in text)
+        if (text, arch) not in self.assembled:
+            self.assembled[text, arch] = self._assemble(text, arch)
+        return self.assembled[text, arch][name]
+
+    def _assemble(self, text: int, arch: str) -> dict[str, Any]:
+        from ptxrun.sass import sass_report
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "kernels.ptx"
+            file.write_text(self.texts[text])
+            return {kernel.name: kernel for kernel in sass_report(str(file), arch=arch)}
 
 
-def _budget(machine: dict[str, Any], name: str, dtype: str, kernel: str, run: Any, least: float) -> Budget:
+def _budget(machine: Machine, name: str, dtype: str, kernel: str, run: Any, least: float) -> Budget:
     from ptxrun.sass import GPUS
 
     (launch,) = run.launches
     seen = launch.result
-    codes = {arch: machine[arch][launch.name] for arch in ARCHITECTURES}
+    codes = {arch: machine.code(launch.name, arch) for arch in ARCHITECTURES}
     moved = seen.summary()
     slots = sum(SLOTS.get(_root(op), 1) * warps for op, (_, warps) in seen.instructions().items()) * 32 / ELEMENTS
     gpu = GPUS["H100"]

@@ -8,6 +8,7 @@ tested.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import math
@@ -133,12 +134,16 @@ def library(only: dict[torch.dtype, tuple[str, ...]], units: int = 2048) -> tupl
         command = ["g++", "-std=c++20", "-O1", "-fPIC", *defined, "-c", str(file)]
         return _compiled(file.stem, command, _sources() + file.read_text())
 
+    build = ROOT / "build" / "ptx"
+    build.mkdir(parents=True, exist_ok=True)
     names = {storage: sorted(only.get(dtype, ())) or ["identity"] for dtype, storage in STORAGE.items()}
     every = sorted({name for some in names.values() for name in some})
     jobs = [functools.partial(kernels, file, s, some) for s, some in names.items() for file in ("forward", "backward")]
     jobs += [functools.partial(kernels, "double_backward", "float64", every)]
     jobs += [functools.partial(kernels, "fold", "float64", ["identity"])]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    # One process compiles, those beside it wait and find the results.
+    with open(build / "lock", "w") as lock, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         objects = list(pool.map(lambda job: job(), jobs))
     texts = [text for o in objects for _, text in embedded_ptx(str(o))]
     objects += [host(f) for f in (CUDA / "drive.cpp", ROOT / "csrc" / "registry.cpp", HERE / "ptx_launch.cpp")]
