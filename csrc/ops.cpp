@@ -66,14 +66,14 @@ void raise_no_kernel(const c10::OperatorHandle& op, c10::Stack* stack) {
     const Tensor& x = argument.toTensor();
     TORCH_CHECK_NOT_IMPLEMENTED(x.layout() == at::kStrided, op.schema().name(), ": x is ", x.layout(),
                                 ", but it must be a dense (strided) tensor: use x.to_dense()");
-    TORCH_CHECK_NOT_IMPLEMENTED(x.is_cpu(), op.schema().name(), ": x is on ", x.device(),
-                                ", but this build has kernels for the CPU ",
 #if defined(FUSEDACT_CUDA)
-                                "and CUDA only; use x.cpu() or x.cuda()"
-#else
-                                "only; use x.cpu(), or install a build of fusedact for ", x.device().type()
+    TORCH_CHECK_NOT_IMPLEMENTED(!x.is_cuda(), op.schema().name(), ": x is on ", x.device(),
+                                ", but this operator has no CUDA kernel yet; use x.cpu()");
 #endif
-    );
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        x.is_cpu(), op.schema().name(), ": x is on ", x.device(),
+        ", but this build has kernels for the CPU only; use x.cpu(), or install a build of fusedact for ",
+        x.device().type());
   }
   TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(), ": no kernel for tensors of this kind");
 }

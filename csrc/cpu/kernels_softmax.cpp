@@ -139,7 +139,7 @@ FUSEDACT_INLINE double log1p(double z) {
     power = e - 1;
   }
   const double s = z / (2 + z), square = s * s;
-  const double log = 2 * fma(s * square, polynomial(square, K::log1p), s);
+  const double log = 2 * fma(s * square, polynomial<K::log1p>(square), s);
   return fma(power, K::ln2_hi, fma(power, K::ln2_lo, log));
 }
 // log of the sum of e^(v - top), from `tops` of 1 and the weights of the rest.
