@@ -80,7 +80,7 @@ generate: build ## write what is made from the registry: type stubs, docs/activa
 cuda: ## build with a CUDA torch in an environment of its own, for one architecture; import it and list what it has
 	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/python -m pip install $(CUDA_TORCH) $(BUILD_REQUIRES) $(CUDA_NVCC) rich typer matplotlib scikit-learn
-	PATH="$(CURDIR)/.venv-cuda/bin:$$PATH" FUSEDACT_CUDA=1 TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-8.0+PTX} \
+	PATH="$(CURDIR)/.venv-cuda/bin:$$PATH" FUSEDACT_CUDA=1 TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-8.0+PTX} CMAKE_ARGS=-DFUSEDACT_ISAS=avx2 \
 	  .venv-cuda/bin/python -m pip install --no-build-isolation --no-deps --force-reinstall .
 	cd / && $(CURDIR)/.venv-cuda/bin/python -m fusedact info
 
@@ -124,5 +124,5 @@ $(VENV)/.torch: $(VENV)/.torch-wanted
 # Without isolation: an isolated build would download another torch, and link against that one.
 $(VENV)/.built: $(VENV)/.torch pyproject.toml setup.py $(SOURCES)
 	$(PIP) install $(BUILD_REQUIRES)
-	$(PIP) install --no-build-isolation --editable '.[dev,demo,docs,lab]'
+	$(PIP) install --no-build-isolation --editable '.[dev,demo,cuda,docs,lab]'
 	@touch $@
