@@ -100,6 +100,11 @@ def test_every_operator_is_checked() -> None:
     known = {"bias_act", "bias_act.out", "bias_act_", "bias_act_mask", "bias_act_backward", "bias_act_double_backward"}
     known |= {"bias_act_epilogue", "bias_act_epilogue_backward", "dropout_mask"}  # test_epilogue.py
     known |= {"batch_norm_act", "batch_norm_act_backward"}  # test_batch_norm.py
+    known |= {"gated_act", "gated_act_backward"}  # test_gated.py
+    known |= {"linear_act", "linear_act_saving", "linear_act_backward"}  # test_linear.py
+    known |= {"softmax", "softmax_backward"}  # test_softmax.py
+    known |= {"maxout", "maxout_backward"}  # test_maxout.py
+    known |= {"lstm_cell_act", "lstm_cell_act_backward", "gru_cell_act", "gru_cell_act_backward"}  # test_cells.py
     assert named == {f"fusedact::{name}" for name in known}
 
 
