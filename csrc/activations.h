@@ -402,7 +402,8 @@ struct mish : Plain<> {
     V k = select(negative, n, z + z), base = select(negative, V(2), n);
     V d = fma(k, z, base), xp = x * power;  // exact, so that x z is rounded once
     V p = select(negative, fma(xp, e, xp), x), w = select(negative, V(1) + z, z + z) * z / d;  // w = 1 - n / d
-    V y = select(z < V(0.3), fma_exact(-p, w, p), product_over(p, n, d, fma_exact(k, z, base - d)));
+    V y = product_over(p, n, d, fma_exact(k, z, base - d));
+    if constexpr (!is_brief<V>) y = select(z < V(0.3), fma_exact(-p, w, p), y);
     auto beyond = abs(x) > V(K::plain);
     if (any(beyond)) [[unlikely]]
       y = select(beyond, times_sigmoid_tail(x, x, V(0)), y);
@@ -462,6 +463,7 @@ struct gelu_tanh : Plain<> {
   FUSEDACT_FN static Two<V> odd_cubic(V x, Two<V> a, Two<V> b) {
     V bounded = at_most(at_least(x, V(-1e4)), V(1e4));
     V square = bounded * bounded, square_lo = fma_exact(bounded, bounded, -square);
+    if constexpr (is_brief<V>) return {bounded * fma(b.hi, square, a.hi), V(0)};
     V sum = fma(b.hi, square, a.hi), added = sum - a.hi;
     V lost = fma_exact(b.hi, square, -added) + (a.hi - (sum - added));
     V rest = lost + fma(b.hi, square_lo, fma(b.lo, square, a.lo));

@@ -46,6 +46,11 @@ struct value_traits<double> {
 template <class V>
 using scalar_t = typename value_traits<V>::scalar;
 
+// Whether a V is computed only to be rounded to 16 bits. 2^-18 is good enough then (0.51 units in the last place of float16),
+// so that corrections are left out and polynomials are shorter.
+template <class V>
+constexpr bool is_brief = requires { requires V::for_16_bits; };
+
 // ---- scalars as value types -----------------------------------------------------------------------------------------
 
 template <class T>
@@ -127,6 +132,7 @@ FUSEDACT_FN Two<V> two_product(V a, V b) {
 // c x for a constant c that is no float: c to twice the precision, x exact.
 template <class V>
 FUSEDACT_FN Two<V> two_scaled(Two<V> c, V x) {
+  if constexpr (is_brief<V>) return {c.hi * x, V(0)};
   Two<V> p = two_product(c.hi, x);
   return {p.hi, fma(c.lo, x, p.lo)};
 }
@@ -140,6 +146,7 @@ FUSEDACT_FN Two<V> two_constant(double c, double rest = 0) {
 // a b / (d + d_lo): the remainder corrects product and quotient together, so that one rounding is left.
 template <class V>
 FUSEDACT_FN V product_over(V a, V b, V d, V d_lo) {
+  if constexpr (is_brief<V>) return a * b / d;
   V inverse = V(1) / d;
   V p = a * b;
   V q = p * inverse;
@@ -179,9 +186,12 @@ struct table<float> {
   static constexpr float unscale = 0x1p-40f;
   // (e^r - 1 - r) / r^2 on |r| <= ln 2 / 2, so that e^r is right to 3.2e-9
   static constexpr float exp[] = {0.49999994f, 0.166665196f, 0.0416682549f, 0.0083688423f, 0.00138219562f};
+  static constexpr float exp_brief[] = {0.499992281f, 0.166670576f, 0.0418907627f, 0.00831798185f};  // 1.1e-7
   // (log(1 + z) - z) / z^2 on [0, 1], 6.0e-8
   static constexpr float log1p[] = {-0.49999997f, 0.333328485f,   -0.249867007f, 0.198556066f,   -0.158536181f,
                                     0.115748696f, -0.0669117346f, 0.025318509f,  -0.00448969938f};
+  static constexpr float log1p_brief[] = {-0.49990806f, 0.331408739f,   -0.23612465f,
+                                          0.151038617f, -0.0678540096f, 0.014587529f};  // log(1 + z) to 1.5e-6
   static constexpr float plain = 80.0f;  // while |t| is below, e^-|t| and a product with it are normal numbers
   // Q is the upper tail of the normal distribution. On [0, 5], where nearly all arguments are, polynomials in
   // a - centre for e^(a^2 / 2 + a / 2) Q(a), 1.1e-8, and for e^(a^2 / 2) (Q(a) - a phi(a)) / (root - a), 5.8e-8. The centre is a
@@ -195,6 +205,13 @@ struct table<float> {
                                           0.000814050785f, -0.000212113504f, 5.33778875e-5f, -1.25096149e-5f,
                                           2.64128607e-6f,  -6.40875442e-7f,  1.96397977e-7f, -4.26717186e-8f,
                                           3.86412458e-9f};
+  // The same in a - 2, 3.4e-6 and 3.7e-6.
+  static constexpr float tail_brief[] = {0.456949115f,   0.0579400845f,   0.0297783446f,  -0.00107247801f,
+                                         0.00114532223f, -0.00019368135f, 5.13258092e-5f, -1.59169285e-5f,
+                                         4.41457496e-6f, -5.09493134e-7f};
+  static constexpr float slope_brief[] = {0.504548967f,    -0.0343367383f,   0.0104411393f,  -0.00301356148f,
+                                          0.000816539628f, -0.000196290901f, 4.91394239e-5f, -1.6583097e-5f,
+                                          4.37913877e-6f,  -4.79443202e-7f};
   // Beyond, in 1 / a^2: a e^(a^2 / 2) Q(a) and e^(a^2 / 2) (Q(a) / a - phi(a)), 2.9e-8.
   static constexpr float tail_far[] = {0.398942292f, -0.398956329f, 1.19997394f, -6.25553989f,
                                        52.8413429f,  -581.202148f,  4970.20703f, -19701.3086f};
@@ -287,6 +304,7 @@ struct Exp {
 };
 template <class V>
 FUSEDACT_FN V exp_tail(V r) {
+  if constexpr (is_brief<V>) return fma(r * r, polynomial<table<scalar_t<V>>::exp_brief>(r), r);
   return fma(r * r, polynomial<table<scalar_t<V>>::exp>(r), r);
 }
 template <class V>
@@ -294,12 +312,14 @@ FUSEDACT_FN Exp<V> exp_parts(V x, int offset = 0) {
   using K = table<scalar_t<V>>;
   V t = fma(x, V(K::log2e), V(K::magic));  // carries n = round(x / ln 2) in its low bits
   V n = t - V(K::magic);
+  if constexpr (is_brief<V>) return {exp_tail(fma(n, V(-0.6931471805599453), x)), exponent(t, offset)};
   V r = fma(n, V(-K::ln2_lo), fma(n, V(-K::ln2_hi), x));
   return {exp_tail(r), exponent(t, offset)};
 }
 template <class V>
 FUSEDACT_FN Exp<V> exp_parts(V x, V lo, int offset = 0) {
   using K = table<scalar_t<V>>;
+  if constexpr (is_brief<V>) return exp_parts(x, offset);
   V t = fma(x, V(K::log2e), V(K::magic));
   V n = t - V(K::magic);
   V r = fma(n, V(-K::ln2_lo), fma(n, V(-K::ln2_hi), x)) + lo;
@@ -352,6 +372,7 @@ FUSEDACT_FN V expm1_negative(V x) {
 template <class V>
 FUSEDACT_FN V sigmoid_of(V t, V z) {
   V n = select(t < V(0), z, V(1)), q = n / (V(1) + z);
+  if constexpr (is_brief<V>) return q;
   return select(z < V(0.45), fma_exact(-z, q, n), q);
 }
 template <class V>
@@ -406,9 +427,19 @@ FUSEDACT_FN V times_sigmoid_of(V x, V t, Exp<V> parts) {
   V q = p / (V(1) + z);
   return select(z < V(0.3), fma_exact(-z, q, p), q);
 }
+// The same where nothing is lost by it: e^-t may be large.
+template <class V>
+FUSEDACT_FN V times_sigmoid_brief(V x, V t) {
+  return x / (V(1) + rounded(exp_parts(-t)));
+}
 template <class V>
 FUSEDACT_FN V times_sigmoid(V x) {
-  V y = times_sigmoid_of(x, x, exp_parts(negative_abs(x)));
+  V y;
+  if constexpr (is_brief<V>) {
+    y = times_sigmoid_brief(x, x);
+  } else {
+    y = times_sigmoid_of(x, x, exp_parts(negative_abs(x)));
+  }
   auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
     y = select(beyond, times_sigmoid_tail(x, x, V(0)), y);
@@ -416,7 +447,12 @@ FUSEDACT_FN V times_sigmoid(V x) {
 }
 template <class V>
 FUSEDACT_FN V times_sigmoid(V x, Two<V> t) {
-  V y = times_sigmoid_of(x, t.hi, exp_parts(negative_abs(t.hi), select(t.hi < V(0), t.lo, -t.lo)));
+  V y;
+  if constexpr (is_brief<V>) {
+    y = times_sigmoid_brief(x, t.hi);
+  } else {
+    y = times_sigmoid_of(x, t.hi, exp_parts(negative_abs(t.hi), select(t.hi < V(0), t.lo, -t.lo)));
+  }
   auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
     y = select(beyond, times_sigmoid_tail(x, t.hi, t.lo), y);
@@ -426,10 +462,20 @@ FUSEDACT_FN V times_sigmoid(V x, Two<V> t) {
 // sigma(t) (1 + w (1 - sigma(t))): the derivative of x sigma(t(x)), with w = x t'(x). With z = e^-|t| it is
 // z (1 + w + z) / (1 + z)^2 on the left, where 1 + w + z cancels at the root, and (1 + z (1 + w)) / (1 + z)^2 on the right.
 template <class V>
+FUSEDACT_FN V times_sigmoid_derivative_brief(V t, V w) {
+  V s = V(1) / (V(1) + rounded(exp_parts(-t)));
+  return s * fma(w, V(1) - s, V(1));
+}
+template <class V>
 FUSEDACT_FN V times_sigmoid_derivative(V x) {
-  V z = rounded(exp_parts(negative_abs(x)));
-  V one_x = V(1) + x;
-  V y = select(x < V(0), (one_x + z) * z, fma(z, one_x, V(1))) / fma(z, z + V(2), V(1));
+  V y;
+  if constexpr (is_brief<V>) {
+    y = times_sigmoid_derivative_brief(x, x);
+  } else {
+    V z = rounded(exp_parts(negative_abs(x)));
+    V one_x = V(1) + x;
+    y = select(x < V(0), (one_x + z) * z, fma(z, one_x, V(1))) / fma(z, z + V(2), V(1));
+  }
   auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
     y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), x), y);
@@ -437,13 +483,18 @@ FUSEDACT_FN V times_sigmoid_derivative(V x) {
 }
 template <class V>
 FUSEDACT_FN V times_sigmoid_derivative(V x, Two<V> t, Two<V> w) {
-  auto negative = t.hi < V(0);
-  V z = rounded(exp_parts(negative_abs(t.hi), select(negative, t.lo, -t.lo)));
-  V one_w = V(1) + w.hi;
-  V lost = (V(1) - (one_w - w.hi)) + w.lo;  // by rounding 1 + w, for |w| near 1, where it counts
-  V two_z = z + V(2), square = fma(z, two_z, V(1)), square_lo = fma(z, two_z, V(1) - square);
-  V y = product_over(select(negative, (one_w + z) + lost, fma(z, one_w, V(1))), select(negative, z, V(1)), square,
+  V y;
+  if constexpr (is_brief<V>) {
+    y = times_sigmoid_derivative_brief(t.hi, w.hi);
+  } else {
+    auto negative = t.hi < V(0);
+    V z = rounded(exp_parts(negative_abs(t.hi), select(negative, t.lo, -t.lo)));
+    V one_w = V(1) + w.hi;
+    V lost = (V(1) - (one_w - w.hi)) + w.lo;  // by rounding 1 + w, for |w| near 1, where it counts
+    V two_z = z + V(2), square = fma(z, two_z, V(1)), square_lo = fma(z, two_z, V(1) - square);
+    y = product_over(select(negative, (one_w + z) + lost, fma(z, one_w, V(1))), select(negative, z, V(1)), square,
                      square_lo);
+  }
   auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
     y = select(beyond, times_sigmoid_derivative_tail(x, t.hi, t.lo, w.hi), y);
@@ -460,6 +511,8 @@ FUSEDACT_FN V softplus(Two<V> t) {
     V s = z / (V(2) + z);
     V square = s * s;
     log1p = V(2) * fma(s * square, polynomial<K::log1p>(square), s);
+  } else if constexpr (is_brief<V>) {
+    log1p = fma(z * z, polynomial<K::log1p_brief>(z), z);
   } else {
     log1p = fma_exact(z * z, polynomial<K::log1p>(z), z);
   }
@@ -472,6 +525,7 @@ template <class V>
 FUSEDACT_FN V tanh(V x) {
   auto [e, power] = exp_parts(at_least(V(2) * negative_abs(x), V(-60)));
   V m = fma(power, e, power - V(1)), z = fma(power, e, power);
+  if constexpr (is_brief<V>) return copysign(m / (V(1) + z), x);
   auto close = z > V(0.2);
   V q = select(close, -m, z) / (V(1) + z), h = V(-0.5) * m;
   return copysign(select(close, fma_exact(h, q, h), fma(V(-2), fma(-z, q, z), V(1))), x);
@@ -497,6 +551,7 @@ FUSEDACT_FN V tanhshrink_of(V x) {
 template <class V>
 FUSEDACT_FN Two<V> minus_half_square(V a) {
   V h = V(-0.5) * a, p = h * a;
+  if constexpr (is_brief<V>) return {p, V(0)};
   return {p, fma_exact(h, a, -p)};
 }
 
@@ -531,13 +586,19 @@ template <class V>
 FUSEDACT_FN V times_normal_cdf(V x) {
   using K = table<scalar_t<V>>;
   if constexpr (requires { K::short_limit; }) {
-    V a = abs(x);
+    V a = abs(x), y;
     // Q(a) = e^(-a^2 / 2 - a / 2) P(a): with the second term P hardly varies, and its last step rounds alone.
-    Two<V> square = minus_half_square(a), t = two_sum(square.hi, V(-0.5) * a);
-    auto [e, power] = exp_parts(t.hi, t.lo + square.lo);
-    V ratio = polynomial<K::tail_short>(a - V(K::tail_centre));
-    V b = negative_abs(x) * power;
-    V y = fma_exact(b, ratio, b * (ratio * e)) + at_least(x, V(0));
+    if constexpr (is_brief<V>) {
+      V h = V(-0.5) * a;
+      V q = rounded(exp_parts(fma(h, a, h))) * polynomial<K::tail_brief>(a - V(2));
+      y = fma(-a, q, at_least(x, V(0)));
+    } else {
+      Two<V> square = minus_half_square(a), t = two_sum(square.hi, V(-0.5) * a);
+      auto [e, power] = exp_parts(t.hi, t.lo + square.lo);
+      V ratio = polynomial<K::tail_short>(a - V(K::tail_centre));
+      V b = negative_abs(x) * power;
+      y = fma_exact(b, ratio, b * (ratio * e)) + at_least(x, V(0));
+    }
     auto beyond = a > V(K::short_limit);
     if (any(beyond)) [[unlikely]]
       y = select(beyond, times_normal_cdf_tail(x), y);
@@ -574,7 +635,12 @@ FUSEDACT_FN V times_normal_cdf_derivative(V x) {
     V a = abs(x);
     Two<V> t = minus_half_square(a);
     auto [e, power] = exp_parts(t.hi, t.lo);
-    V ratio = polynomial<K::slope_short>(a - V(K::slope_centre)) * power;
+    V ratio;
+    if constexpr (is_brief<V>) {
+      ratio = polynomial<K::slope_brief>(a - V(2)) * power;
+    } else {
+      ratio = polynomial<K::slope_short>(a - V(K::slope_centre)) * power;
+    }
     V left = fma(ratio, e, ratio) * root_minus(a);
     V y = select(x < V(0), left, V(1) - left);
     auto beyond = a > V(K::short_limit);

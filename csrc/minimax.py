@@ -99,10 +99,19 @@ def to_dtype(x: mp.mpf, dtype: str) -> mp.mpf:
     return mp.mpf(struct.unpack("f", struct.pack("f", float(x)))[0])
 
 
+def log1p_weight(z: mp.mpf) -> mp.mpf:
+    """What an error of log1p_rest is worth, relative to log(1 + z)."""
+    return z**2 / mp.log1p(z) + mp.mpf(10) ** -9 if z > 0 else mp.mpf(10) ** -9
+
+
+def exp_weight(r: mp.mpf) -> mp.mpf:
+    return r**2 / mp.exp(r) + mp.mpf(10) ** -9
+
+
 HALF_LN2 = mp.log(2) / 2 * mp.mpf("1.002")  # a little more: the reduction may round to the neighbour
 TAIL_CENTRE, SLOPE_CENTRE = centre(tail_lifted), centre(slope_over_root)
 FITS = [
-    Fit("exp", exp_series, -HALF_LN2, HALF_LN2, 4, weight=lambda r: r**2 / mp.exp(r) + mp.mpf(10) ** -9),
+    Fit("exp", exp_series, -HALF_LN2, HALF_LN2, 4, weight=exp_weight),
     Fit("exp", exp_series, -HALF_LN2, HALF_LN2, 10, dtype="double"),
     Fit("log1p_short", log1p_rest, mp.mpf(0), mp.mpf(1), 8),
     Fit("log1p", log1p_series, mp.mpf(0), mp.mpf(1) / 9, 10, dtype="double"),
@@ -113,6 +122,11 @@ FITS = [
     Fit("tail_far", tail_far, mp.mpf(0), mp.mpf(1) / 16, 7),
     Fit("slope_far", slope_far, mp.mpf(0), mp.mpf(1) / 16, 6),
     Fit("slope_short", lambda t: slope_over_root(SLOPE_CENTRE + t), -SLOPE_CENTRE, 5 - SLOPE_CENTRE, 12),
+    # For results that will be rounded to 16 bits.
+    Fit("exp_brief", exp_series, -HALF_LN2, HALF_LN2, 3, weight=exp_weight),
+    Fit("log1p_brief", log1p_rest, mp.mpf(0), mp.mpf(1), 5, weight=log1p_weight),
+    Fit("tail_brief", lambda t: tail_lifted(2 + t), mp.mpf(-2), mp.mpf(3), 9),
+    Fit("slope_brief", lambda t: slope_over_root(2 + t), mp.mpf(-2), mp.mpf(3), 9),
 ]
 
 

@@ -1,5 +1,5 @@
 // The three passes of bias_act: from a whole tensor to runs of the kernels. Rows are in rows.h, threads and sums in tiles.h,
-// 16-bit storage in blocks.h.
+// what is stored in another type than it is computed in, in blocks.h.
 //
 // Knows no SIMD and no torch.
 #include <cstring>
@@ -13,6 +13,12 @@ namespace {
 // Break-even for a second thread, measured: cheap activations need longer runs.
 int64_t grain_of(const Activation& a) { return a.masked ? 65536 : 16384; }
 
+template <class C>
+Form form_of(DType storage) {
+  if (sizeof(C) == 8) return Form::in_double;
+  return storage == DType::float32 ? Form::in_float : Form::brief;
+}
+
 bool per_channel(const Vector& v) { return v.extent == Extent::channel; }
 
 template <class C>
@@ -20,14 +26,15 @@ void run_forward(const Activation& a, const ForwardArgs& args) {
   const Rows rows = rows_of(args.shape, per_channel(args.bias) || per_channel(args.weight));
   const Operands<C> operands(args.bias, args.weight, args.shape, rows);
   const bool stream = args.x != args.y && beyond_cache(rows.numel * size_of(args.dtype));
-  const Blocks<C, 1, 1> blocks(args.dtype);
-  const auto kernel = kernels().forward[a.index][sizeof(C) == 8];
+  const Form form = form_of<C>(args.dtype);
+  const Blocks<C, 1, 1> blocks(args.dtype, form == Form::brief);
+  const auto kernel = kernels().forward[a.index][static_cast<int>(form)];
   for_elements(
       rows, operands, args.parallel, grain_of(a), [&](const auto& met, auto, int64_t at, int64_t count, int64_t) {
         blocks.over({args.x}, {args.y}, at, count, stream,
                     [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
                       kernel({n, in[0], advanced(met.bias, done, sizeof(C)), advanced(met.weight, done, sizeof(C)),
-                              &args.scalars, out[0], args.mask, at + done, past});
+                              &args.scalars, out[0], args.mask, at + done, past, args.dtype});
                     });
       });
 }
@@ -40,16 +47,18 @@ void run_backward(const Activation& a, const BackwardArgs& args) {
   const Operands<C> operands(args.saved_kind == Saved::input ? args.bias : Vector{}, args.weight, args.shape, rows);
   const bool stream =
       args.grad != args.grad_x && args.saved != args.grad_x && beyond_cache(rows.numel * size_of(args.dtype));
-  const Blocks<C, 2, 1> blocks(args.dtype);
-  const auto kernel = kernels().backward[static_cast<int>(args.saved_kind)][a.index][sizeof(C) == 8];
+  const Form form = form_of<C>(args.dtype);
+  const Blocks<C, 2, 1> blocks(args.dtype, form == Form::brief);
+  const auto kernel = kernels().backward[static_cast<int>(args.saved_kind)][a.index][static_cast<int>(form)];
   const auto* mask = from_mask ? static_cast<const uint8_t*>(args.saved) : nullptr;
   auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count, int64_t together) {
-    blocks.over({args.grad, from_mask ? nullptr : args.saved}, {args.grad_x}, at, count, stream,
-                [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
-                  kernel({n, together, rows.length, in[0], in[1], mask, at + done, advanced(met.bias, done, sizeof(C)),
-                          advanced(met.weight, done, sizeof(C)), &args.scalars, out[0],
-                          sums.bias ? sums.bias + done : nullptr, sums.weight ? sums.weight + done : nullptr, past});
-                });
+    blocks.over(
+        {args.grad, from_mask ? nullptr : args.saved}, {args.grad_x}, at, count, stream,
+        [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
+          kernel({n, together, rows.length, in[0], in[1], mask, at + done, advanced(met.bias, done, sizeof(C)),
+                  advanced(met.weight, done, sizeof(C)), &args.scalars, out[0], sums.bias ? sums.bias + done : nullptr,
+                  sums.weight ? sums.weight + done : nullptr, past, args.dtype});
+        });
   };
   if (!args.grad_bias.data && !args.grad_weight.data)
     return for_elements(rows, operands, args.parallel, grain_of(a), run);

@@ -27,24 +27,28 @@ struct Buffer {
   operator C*() { return values; }
 };
 
-// Elements of one dtype, seen in the compute type: in place if that is the same, else through a buffer.
+// Elements of one dtype, seen in the compute type: in place if that is the same, or the kernel reads them `as_stored`; else
+// through a buffer.
 template <class C>
 class Storage {
  public:
-  explicit Storage(DType dtype)
+  Storage(DType dtype, bool as_stored)
       : dtype_(dtype),
-        widen_(cpu::kernels().widen[static_cast<int>(dtype)][sizeof(C) == 8]),
-        narrow_(cpu::kernels().narrow[static_cast<int>(dtype)][sizeof(C) == 8]) {}
+        widen_(as_stored ? nullptr : cpu::kernels().widen[static_cast<int>(dtype)][sizeof(C) == 8]),
+        narrow_(as_stored ? nullptr : cpu::kernels().narrow[static_cast<int>(dtype)][sizeof(C) == 8]) {}
 
   bool converts() const { return widen_ != nullptr; }
-  const C* in(const void* from, int64_t at, int64_t n, C* buffer) const {
-    if (!converts()) return static_cast<const C*>(from) + at;
+  const void* in(const void* from, int64_t at, int64_t n, C* buffer) const {
+    if (!converts()) return offset(from, at, dtype_);
     widen_(offset(from, at, dtype_), buffer, n, false);
     return buffer;
   }
-  C* out(void* to, int64_t at, C* buffer) const { return converts() ? buffer : static_cast<C*>(to) + at; }
+  void* out(void* to, int64_t at, C* buffer) const {
+    if (!converts()) return offset(to, at, dtype_);
+    return buffer;
+  }
   // What was written to out() goes where it belongs.
-  void finish(const C* buffer, void* to, int64_t at, int64_t n, bool stream) const {
+  void finish(const void* buffer, void* to, int64_t at, int64_t n, bool stream) const {
     if (converts()) narrow_(buffer, offset(to, at, dtype_), n, stream);
   }
   void copy_in(const void* from, int64_t at, int64_t n, C* to) const {
@@ -64,8 +68,11 @@ class Storage {
 template <class C>
 class Access {
  public:
-  Access(const Halves& halves, DType dtype)
-      : halves_(halves), storage_(dtype), split_(gated().split[sizeof(C) == 8]), merge_(gated().merge[sizeof(C) == 8]) {
+  Access(const Halves& halves, DType dtype, Form form)
+      : halves_(halves),
+        storage_(dtype, form == Form::brief),
+        split_(gated().split[sizeof(C) == 8]),
+        merge_(gated().merge[sizeof(C) == 8]) {
     std::fill_n(nothing_, lane_count, C(-0.0));  // x + (-0) is x for every x
   }
 
@@ -77,13 +84,13 @@ class Access {
   }
 
   struct Both {
-    const C *gate, *value;
+    const void *gate, *value;
   };
   Both in(const void* gate, const void* value, int64_t at, int64_t n, C* gates, C* values) const {
     if (halves_.step == 2) {
       const bool second = gate > value;
       alignas(64) C pairs[2 * block];
-      const C* from = storage_.in(second ? value : gate, 2 * at, 2 * n, pairs);
+      const void* from = storage_.in(second ? value : gate, 2 * at, 2 * n, pairs);
       second ? split_(from, values, gates, n) : split_(from, gates, values, n);
       return {gates, values};
     }
@@ -99,15 +106,16 @@ class Access {
   }
 
   // Where `n` elements of one half from `at` on may be written: in place, or into the buffer, which goes to finish().
-  C* out(void* half, int64_t at, int64_t n, C* buffer) const {
-    return halves_.step == 1 && whole(at, n) ? storage_.out(half, place(at), buffer) : buffer;
+  void* out(void* half, int64_t at, int64_t n, C* buffer) const {
+    if (halves_.step == 1 && whole(at, n)) return storage_.out(half, place(at), buffer);
+    return buffer;
   }
   void finish(const C* gates, const C* values, void* gate, void* value, int64_t at, int64_t n, bool stream) const {
     if (halves_.step == 2) {
       const bool second = gate > value;
       void* to = second ? value : gate;
       alignas(64) C buffer[2 * block];
-      C* pairs = storage_.out(to, 2 * at, buffer);
+      void* pairs = storage_.out(to, 2 * at, buffer);
       second ? merge_(values, gates, pairs, n, stream && !storage_.converts())
              : merge_(gates, values, pairs, n, stream && !storage_.converts());
       return storage_.finish(pairs, to, 2 * at, 2 * n, stream);
@@ -143,25 +151,34 @@ class Access {
   C nothing_[lane_count];
 };
 
+// 16-bit elements are read as they are stored where a run of them is whole.
+template <class C>
+Form form_of(const Halves& halves, DType storage, int64_t numel) {
+  if (sizeof(C) == 8) return Form::in_double;
+  const bool whole = halves.step == 1 && (halves.length >= block / 4 || halves.length >= numel);
+  return whole && storage != DType::float32 ? Form::brief : Form::in_float;
+}
+
 bool per_channel(const Vector& v) { return v.extent == Extent::channel; }
 
 template <class C>
 void run_forward(const Activation& a, const GatedForwardArgs& args) {
   const Rows rows = rows_of(args.shape, per_channel(args.gate_bias) || per_channel(args.value_bias));
   const Operands<C> operands(args.gate_bias, args.value_bias, args.shape, rows);
-  const Access<C> access(args.halves, args.dtype);
+  const Form form = form_of<C>(args.halves, args.dtype, rows.numel);
+  const Access<C> access(args.halves, args.dtype, form);
   const Storage<C>& storage = access.storage();
   const bool stream = beyond_cache(rows.numel * size_of(args.dtype));
-  const auto kernel = gated().forward[a.index][sizeof(C) == 8];
+  const auto kernel = gated().forward[a.index][static_cast<int>(form)];
   for_elements(rows, operands, args.parallel, grain, [&](const auto& met, auto, int64_t at, int64_t count, int64_t) {
     Buffer<C> gates, values, result;
     for (int64_t done = 0, n; done < count; done += n) {
       n = access.take(at + done, count - done);
       const auto [gate, value] = access.in(args.gate, args.value, at + done, n, gates, values);
-      C* y = storage.out(args.y, at + done, result);
+      void* y = storage.out(args.y, at + done, result);
       kernel({n, gate, value, advanced(met.bias, done, sizeof(C)),
               operands.has_weight ? advanced(met.weight, done, sizeof(C)) : access.nothing(), &args.scalars, y,
-              stream && !storage.converts()});
+              stream && !storage.converts(), args.dtype});
       storage.finish(y, args.y, at + done, n, stream);
     }
   });
@@ -172,25 +189,26 @@ void run_backward(const Activation& a, const GatedBackwardArgs& args) {
   const bool sums = args.grad_gate_bias.data || args.grad_value_bias.data;
   const Rows rows = rows_of(args.shape, sums || per_channel(args.gate_bias) || per_channel(args.value_bias));
   const Operands<C> operands(args.gate_bias, args.value_bias, args.shape, rows);
-  const Access<C> access(args.halves, args.dtype);
+  const Form form = form_of<C>(args.halves, args.dtype, rows.numel);
+  const Access<C> access(args.halves, args.dtype, form);
   const Storage<C>& storage = access.storage();
   const bool stream = beyond_cache(2 * rows.numel * size_of(args.dtype));
-  const auto kernel = gated().backward[a.index][sizeof(C) == 8];
+  const auto kernel = gated().backward[a.index][static_cast<int>(form)];
   const int64_t pitch = args.halves.pitch ? args.halves.pitch : rows.length;  // two tensors lie as the result does
   auto run = [&](const auto& met, Sums<C> into, int64_t at, int64_t count, int64_t together) {
     Buffer<C> gates, values, incoming, of_gate, of_value;
     for (int64_t done = 0, n; done < count; done += n) {
       n = access.take(at + done, count - done);
       const auto [gate, value] = access.in(args.gate, args.value, at + done, n, gates, values);
-      const C* grad = storage.in(args.grad, at + done, n, incoming);
-      C* grad_gate = access.out(args.grad_gate, at + done, n, of_gate);
-      C* grad_value = access.out(args.grad_value, at + done, n, of_value);
+      const void* grad = storage.in(args.grad, at + done, n, incoming);
+      void* grad_gate = access.out(args.grad_gate, at + done, n, of_gate);
+      void* grad_value = access.out(args.grad_value, at + done, n, of_value);
       const bool in_place = grad_value != of_value;
       kernel({n, together, rows.length, pitch, grad, gate, value, advanced(met.bias, done, sizeof(C)),
               operands.has_weight ? advanced(met.weight, done, sizeof(C)) : access.nothing(), &args.scalars, grad_gate,
               grad_value, into.bias ? into.bias + done : nullptr, into.weight ? into.weight + done : nullptr,
-              stream && in_place});
-      if (!in_place) access.finish(grad_gate, grad_value, args.grad_gate, args.grad_value, at + done, n, stream);
+              stream && in_place, args.dtype});
+      if (!in_place) access.finish(of_gate, of_value, args.grad_gate, args.grad_value, at + done, n, stream);
     }
   };
   if (!sums) return for_elements(rows, operands, args.parallel, grain, run);

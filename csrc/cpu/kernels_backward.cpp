@@ -4,17 +4,17 @@
 namespace fusedact::cpu {
 namespace {
 
-template <template <class> class A, class T, Saved kind>
+template <template <class> class A, class V, Saved kind>
 constexpr Function<BackwardRun> run() {
-  using F = A<Pack<T>>;
-  constexpr bool exists = kind == Saved::input || (kind == Saved::output && requires { &F::invertible; }) ||
-                          (kind == Saved::mask && requires(F f, Pack<T> g) { f.inner_gradient(g); });
-  if constexpr (exists && !(F::wide && sizeof(T) == 4)) return backward_run<A, T, kind>;
+  using F = A<V>;
+  constexpr bool follows = kind == Saved::input || (kind == Saved::output && requires { &F::invertible; }) ||
+                           (kind == Saved::mask && requires(F f, V g) { f.inner_gradient(g); });
+  if constexpr (follows && exists<A, V>) return backward_run<A, V, kind>;
   return nullptr;
 }
 template <Saved kind>
 constexpr auto table =
-    make_table<BackwardRun>(AllActivations{}, []<template <class> class A, class T>() { return run<A, T, kind>(); });
+    make_table<BackwardRun>(AllActivations{}, []<template <class> class A, class V>() { return run<A, V, kind>(); });
 
 }  // namespace
 

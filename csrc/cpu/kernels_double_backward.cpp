@@ -4,15 +4,15 @@
 namespace fusedact::cpu {
 namespace {
 
-template <template <class> class A, class T, Saved kind>
+template <template <class> class A, class V, Saved kind>
 constexpr Function<DoubleBackwardRun> run() {
-  constexpr bool exists = kind == Saved::input || requires { &A<Pack<T>>::invertible; };
-  if constexpr (exists && sizeof(T) == 8) return double_backward_run<A, kind>;
+  constexpr bool follows = kind == Saved::input || requires { &A<V>::invertible; };
+  if constexpr (follows && std::is_same_v<V, Pack<double>>) return double_backward_run<A, kind>;
   return nullptr;
 }
 template <Saved kind>
 constexpr auto table = make_table<DoubleBackwardRun>(
-    AllActivations{}, []<template <class> class A, class T>() { return run<A, T, kind>(); });
+    AllActivations{}, []<template <class> class A, class V>() { return run<A, V, kind>(); });
 
 }  // namespace
 

@@ -4,12 +4,11 @@
 namespace fusedact::cpu {
 namespace {
 
-// A `wide` activation is computed in float64 only.
-constexpr auto table = make_table<ForwardRun>(AllActivations{}, []<template <class> class A, class T>() {
-  if constexpr (A<T>::wide && sizeof(T) == 4)
-    return Function<ForwardRun>(nullptr);
+constexpr auto table = make_table<ForwardRun>(AllActivations{}, []<template <class> class A, class V>() {
+  if constexpr (exists<A, V>)
+    return Function<ForwardRun>(forward_run<A, V>);
   else
-    return Function<ForwardRun>(forward_run<A, T>);
+    return Function<ForwardRun>(nullptr);
 });
 
 }  // namespace

@@ -23,38 +23,36 @@ struct Changes {
   FUSEDACT_INLINE V factor(V value) const { return any ? at_most(at_least(value, low), high) + offset : value; }
 };
 
-template <template <class> class A, class T>
+template <template <class> class A, class V>
 void gated_run(const GatedRun& run) {
-  using V = Pack<T>;
+  using T = typename V::scalar;
   const A<V> f(run.scalars->params);
   const Changes<V> changes(*run.scalars);
-  const T *gate = static_cast<const T*>(run.gate), *value = static_cast<const T*>(run.value);
-  T* y = static_cast<T*>(run.y);
+  const Elements<V> gate(run.gate, run.storage), value(run.value, run.storage), y(run.y, run.storage);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
-    V g = read<T>(gate + i, width) + along<T>(run.gate_bias, i, width);
+    V g = gate.read(i, width) + V(along<T>(run.gate_bias, i, width));
     V a = f.forward(changes.argument(g));
     if (changes.any) a = a * changes.scale;
-    V v = read<T>(value + i, width) + along<T>(run.value_bias, i, width);
-    write(y + i, a * changes.factor(v), width, run.stream);
+    V v = value.read(i, width) + V(along<T>(run.value_bias, i, width));
+    y.write(i, a * changes.factor(v), width, run.stream);
   });
   if (run.stream) stream_fence();
 }
 
-template <template <class> class A, class T>
+template <template <class> class A, class V>
 void gated_backward_run(const GatedBackwardRun& run) {
-  using V = Pack<T>;
+  using T = typename V::scalar;
   const A<V> f(run.scalars->params);
   const Changes<V> changes(*run.scalars);
-  const T* grad = static_cast<const T*>(run.grad);
-  const T *gate = static_cast<const T*>(run.gate), *value = static_cast<const T*>(run.value);
-  T *grad_gate = static_cast<T*>(run.grad_gate), *grad_value = static_cast<T*>(run.grad_value);
+  const Elements<V> grad(run.grad, run.storage), gate(run.gate, run.storage), value(run.value, run.storage);
+  const Elements<V> grad_gate(run.grad_gate, run.storage), grad_value(run.grad_value, run.storage);
   T *gate_sum = static_cast<T*>(run.gate_sum), *value_sum = static_cast<T*>(run.value_sum);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
     V sum_of_gate(0), sum_of_value(0);
     for (int64_t row = 0, at = i; row < run.rows; ++row, at += run.pitch) {
-      V incoming = read<T>(grad + i + row * run.grad_pitch, width);
-      V g = read<T>(gate + at, width) + along<T>(run.gate_bias, i, width);
-      V v = read<T>(value + at, width) + along<T>(run.value_bias, i, width);
+      V incoming = grad.read(i + row * run.grad_pitch, width);
+      V g = gate.read(at, width) + V(along<T>(run.gate_bias, i, width));
+      V v = value.read(at, width) + V(along<T>(run.value_bias, i, width));
       V x = changes.argument(g);
       V of_value = incoming * f.forward(x);
       V of_gate = gradient(f, incoming * changes.factor(v), x);
@@ -65,8 +63,8 @@ void gated_backward_run(const GatedBackwardRun& run) {
       }
       sum_of_gate = sum_of_gate + of_gate;
       sum_of_value = sum_of_value + of_value;
-      write(grad_gate + at, of_gate, width, run.stream);
-      write(grad_value + at, of_value, width, run.stream);
+      grad_gate.write(at, of_gate, width, run.stream);
+      grad_value.write(at, of_value, width, run.stream);
     }
     if (gate_sum) add_to(gate_sum + i, sum_of_gate, width);
     if (value_sum) add_to(value_sum + i, sum_of_value, width);
@@ -136,19 +134,15 @@ void merge_run(const void* of_first, const void* of_second, void* to, int64_t co
 
 // ---- the tables -----------------------------------------------------------------------------------------------------
 
-// A `wide` activation is computed in float64 only.
-template <template <class> class A, class T>
-constexpr bool exists = !(A<T>::wide && sizeof(T) == 4);
-
-constexpr auto forward_runs = make_table<GatedRun>(AllActivations{}, []<template <class> class A, class T>() {
-  if constexpr (exists<A, T>)
-    return Function<GatedRun>(gated_run<A, T>);
+constexpr auto forward_runs = make_table<GatedRun>(AllActivations{}, []<template <class> class A, class V>() {
+  if constexpr (exists<A, V>)
+    return Function<GatedRun>(gated_run<A, V>);
   else
     return Function<GatedRun>(nullptr);
 });
-constexpr auto backward_runs = make_table<GatedBackwardRun>(AllActivations{}, []<template <class> class A, class T>() {
-  if constexpr (exists<A, T>)
-    return Function<GatedBackwardRun>(gated_backward_run<A, T>);
+constexpr auto backward_runs = make_table<GatedBackwardRun>(AllActivations{}, []<template <class> class A, class V>() {
+  if constexpr (exists<A, V>)
+    return Function<GatedBackwardRun>(gated_backward_run<A, V>);
   else
     return Function<GatedBackwardRun>(nullptr);
 });

@@ -46,30 +46,72 @@ template <class T>
 FUSEDACT_INLINE Pack<T> read(const T* p, Part part) {
   return load<T>(p, part.count);
 }
-template <class T, class S>
-FUSEDACT_INLINE void write(S* p, Pack<T> x, Whole<T>, bool stream) {
+template <class T, bool brief, class S>
+FUSEDACT_INLINE void write(S* p, Pack<T, brief> x, Whole<T>, bool stream) {
   if (stream && reinterpret_cast<uintptr_t>(p) % vector_bytes == 0) {
     stream_pack(p, x);
   } else {
     store(p, x);
   }
 }
-template <class T, class S>
-FUSEDACT_INLINE void write(S* p, Pack<T> x, Part part, bool) {
+template <class T, bool brief, class S>
+FUSEDACT_INLINE void write(S* p, Pack<T, brief> x, Part part, bool) {
   store(p, x, part.count);
 }
-template <class T>
-FUSEDACT_INLINE void add_to(T* sum, Pack<T> x, Whole<T>) {
-  store(sum, load<T>(static_cast<const T*>(sum)) + x);
+template <class T, bool brief>
+FUSEDACT_INLINE void add_to(T* sum, Pack<T, brief> x, Whole<T>) {
+  store(sum, load<T>(static_cast<const T*>(sum)) + Pack<T>(x));
 }
-template <class T>
-FUSEDACT_INLINE void add_to(T* sum, Pack<T> x, Part part) {
-  store(sum, load<T>(static_cast<const T*>(sum), part.count) + x, part.count);
+template <class T, bool brief>
+FUSEDACT_INLINE void add_to(T* sum, Pack<T, brief> x, Part part) {
+  store(sum, load<T>(static_cast<const T*>(sum), part.count) + Pack<T>(x), part.count);
 }
 template <class T, class W>
 FUSEDACT_INLINE Pack<T> along(const Lane& lane, int64_t i, W width) {
   return read<T>(static_cast<const T*>(lane.values) + i * lane.step, width);  // no branch: a step of 0 stays
 }
+
+// A tensor's elements, seen as packs: those of the compute type itself, or, where packs are brief, of either 16-bit type.
+template <class V>
+class Elements {
+  using T = typename V::scalar;
+  void* p_;
+  [[maybe_unused]] bool half_;
+
+ public:
+  Elements(const void* p, DType storage) : p_(const_cast<void*>(p)), half_(storage == DType::float16) {}
+
+  template <class W>
+  FUSEDACT_INLINE V read(int64_t i, W width) const {
+    if constexpr (!is_brief<V>) {
+      return cpu::read<T>(static_cast<const T*>(p_) + i, width);
+    } else if (half_) {
+      return read_as(static_cast<const Half*>(p_) + i, width);
+    } else {
+      return read_as(static_cast<const BFloat16*>(p_) + i, width);
+    }
+  }
+  template <class W>
+  FUSEDACT_INLINE void write(int64_t i, V x, W width, bool stream) const {
+    if constexpr (!is_brief<V>) {
+      cpu::write(static_cast<T*>(p_) + i, x, width, stream);
+    } else if (half_) {
+      cpu::write(static_cast<Half*>(p_) + i, x, width, stream);
+    } else {
+      cpu::write(static_cast<BFloat16*>(p_) + i, x, width, stream);
+    }
+  }
+
+ private:
+  template <class S>
+  FUSEDACT_INLINE static V read_as(const S* p, Whole<T>) {
+    return load<T>(p);
+  }
+  template <class S>
+  FUSEDACT_INLINE static V read_as(const S* p, Part part) {
+    return load<T>(p, part.count);
+  }
+};
 
 // ---- the mask: one bit per element, at any bit offset ---------------------------------------------------------------
 
@@ -159,16 +201,15 @@ FUSEDACT_INLINE V gradient_from_output(const F& f, V g, V y) {
 
 // ---- the runs -------------------------------------------------------------------------------------------------------
 
-template <template <class> class A, class T>
+template <template <class> class A, class V>
 void forward_run(const ForwardRun& run) {
-  using V = Pack<T>;
+  using T = typename V::scalar;
   using F = A<V>;
   const F shared(run.scalars->params);
   const Epilogue<V> epilogue(*run.scalars);
-  const T* x = static_cast<const T*>(run.x);
-  T* y = static_cast<T*>(run.y);
+  const Elements<V> x(run.x, run.storage), y(run.y, run.storage);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
-    V v = read<T>(x + i, width) + along<T>(run.bias, i, width);
+    V v = x.read(i, width) + V(along<T>(run.bias, i, width));
     FunctorFor<F> f = functor(shared, *run.scalars, run.weight, i, width);
     V r = f.forward(v);
     if (epilogue.active) r = epilogue.apply(r);
@@ -179,30 +220,28 @@ void forward_run(const ForwardRun& run) {
         put_bits(run.mask, run.mask_at + i, bits(outer), width_of(width));
       }
     }
-    write(y + i, r, width, run.stream);
+    y.write(i, r, width, run.stream);
   });
   if (run.stream) stream_fence();
 }
 
-template <template <class> class A, class T, Saved kind>
+template <template <class> class A, class V, Saved kind>
 void backward_run(const BackwardRun& run) {
-  using V = Pack<T>;
+  using T = typename V::scalar;
   using F = A<V>;
   const F shared(run.scalars->params);
   const Epilogue<V> epilogue(*run.scalars);
-  const T* grad = static_cast<const T*>(run.grad);
-  const T* saved = static_cast<const T*>(run.saved);
-  T* grad_x = static_cast<T*>(run.grad_x);
+  const Elements<V> grad(run.grad, run.storage), saved(run.saved, run.storage), grad_x(run.grad_x, run.storage);
   T* bias_sum = static_cast<T*>(run.bias_sum);
   T* weight_sum = static_cast<T*>(run.weight_sum);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
     FunctorFor<F> f = functor(shared, *run.scalars, run.weight, i, width);
     V sum(0), w_sum(0);
     for (int64_t row = 0, at = i; row < run.rows; ++row, at += run.pitch) {
-      V g = read<T>(grad + at, width), r;
+      V g = grad.read(at, width), r;
       if (epilogue.active) g = g * epilogue.gain;
       if constexpr (kind == Saved::input) {
-        V v = read<T>(saved + at, width) + along<T>(run.bias, i, width);
+        V v = saved.read(at, width) + V(along<T>(run.bias, i, width));
         if (epilogue.clamped) {
           V y;
           forward_of(f, v, y);
@@ -213,13 +252,13 @@ void backward_run(const BackwardRun& run) {
           if (weight_sum) w_sum = w_sum + g * f.weight_derivative(v);
         }
       } else if constexpr (kind == Saved::output) {
-        r = gradient_from_output(f, g, read<T>(saved + at, width));
+        r = gradient_from_output(f, g, saved.read(at, width));
       } else {
         auto outer = mask_from_bits<T>(get_bits(run.mask, run.mask_at + at, width_of(width)));
         r = select(outer, f.outer_gradient(g), f.inner_gradient(g));
       }
       sum = sum + r;
-      write(grad_x + at, r, width, run.stream);
+      grad_x.write(at, r, width, run.stream);
     }
     if (bias_sum) add_to(bias_sum + i, sum, width);
     if (weight_sum) add_to(weight_sum + i, w_sum, width);
@@ -262,20 +301,25 @@ void double_backward_run(const DoubleBackwardRun& run) {
   if (run.stream) stream_fence();
 }
 
+// A `wide` activation is computed in float64 only.
+template <template <class> class A, class V>
+constexpr bool exists = !(A<V>::wide && sizeof(typename V::scalar) == 4);
+
 // ---- the tables -----------------------------------------------------------------------------------------------------
 
 template <class Run>
 using Function = void (*)(const Run&);
 
-// One row per activation: the function for float and the one for double.
+// One row per activation: the functions for float, for double, and for 16-bit elements.
 template <class Run, class Make, template <class> class... A>
 constexpr auto make_table(TypeList<A...>, Make make) {
-  using Row = std::array<Function<Run>, 2>;
-  return std::array<Row, sizeof...(A)>{
-      Row{make.template operator()<A, float>(), make.template operator()<A, double>()}...};
+  using Row = std::array<Function<Run>, form_count>;
+  return std::array<Row, sizeof...(A)>{Row{make.template operator()<A, Pack<float>>(),
+                                           make.template operator()<A, Pack<double>>(),
+                                           make.template operator()<A, Pack<float, true>>()}...};
 }
 template <class Run, size_t n>
-Table<Run> as_table(const std::array<std::array<Function<Run>, 2>, n>& table) {
+Table<Run> as_table(const std::array<std::array<Function<Run>, form_count>, n>& table) {
   return reinterpret_cast<Table<Run>>(table.data());
 }
 

@@ -164,15 +164,18 @@ struct Mask {
   Quad<Native<int_of<T>>> v;
 };
 
-template <class T>
+// A `brief` pack is computed for a result of 16 bits: math.h has shorter formulas for it.
+template <class T, bool brief = false>
 struct Pack {
   using scalar = T;
+  static constexpr bool for_16_bits = brief;
   static constexpr int native = vector_bytes / sizeof(T);
   static constexpr int size = 4 * native;
   Quad<Native<T>> v;
 
   Pack() = default;
   FUSEDACT_INLINE Pack(Quad<Native<T>> q) : v(q) {}
+  FUSEDACT_INLINE Pack(Pack<T, !brief> other) : v(other.v) {}
   template <class S>
     requires std::is_arithmetic_v<S>
   FUSEDACT_INLINE explicit Pack(S s) {
@@ -182,10 +185,10 @@ struct Pack {
   }
 };
 
-#define FUSEDACT_OPERATOR(op)                                                     \
-  template <class T>                                                              \
-  FUSEDACT_INLINE Pack<T> operator op(Pack<T> a, Pack<T> b) {                     \
-    return each([](auto x, auto y) FUSEDACT_LAMBDA { return x op y; }, a.v, b.v); \
+#define FUSEDACT_OPERATOR(op)                                                      \
+  template <class T, bool brief>                                                   \
+  FUSEDACT_INLINE Pack<T, brief> operator op(Pack<T, brief> a, Pack<T, brief> b) { \
+    return each([](auto x, auto y) FUSEDACT_LAMBDA { return x op y; }, a.v, b.v);  \
   }
 FUSEDACT_OPERATOR(+)
 FUSEDACT_OPERATOR(-)
@@ -193,8 +196,8 @@ FUSEDACT_OPERATOR(*)
 FUSEDACT_OPERATOR(/)
 #undef FUSEDACT_OPERATOR
 #define FUSEDACT_OPERATOR(op)                                                       \
-  template <class T>                                                                \
-  FUSEDACT_INLINE Mask<T> operator op(Pack<T> a, Pack<T> b) {                       \
+  template <class T, bool brief>                                                    \
+  FUSEDACT_INLINE Mask<T> operator op(Pack<T, brief> a, Pack<T, brief> b) {         \
     return {each([](auto x, auto y) FUSEDACT_LAMBDA { return x op y; }, a.v, b.v)}; \
   }
 FUSEDACT_OPERATOR(<)
@@ -204,8 +207,8 @@ FUSEDACT_OPERATOR(>=)
 FUSEDACT_OPERATOR(==)
 FUSEDACT_OPERATOR(!=)
 #undef FUSEDACT_OPERATOR
-template <class T>
-FUSEDACT_INLINE Pack<T> operator-(Pack<T> a) {
+template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> operator-(Pack<T, brief> a) {
   return each([](auto x) FUSEDACT_LAMBDA { return -x; }, a.v);
 }
 template <class T>
@@ -217,30 +220,30 @@ FUSEDACT_INLINE Mask<T> operator|(Mask<T> a, Mask<T> b) {
   return {each([](auto x, auto y) FUSEDACT_LAMBDA { return x | y; }, a.v, b.v)};
 }
 
-template <class T>
-FUSEDACT_INLINE Pack<T> select(Mask<T> m, Pack<T> a, Pack<T> b) {
+template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> select(Mask<T> m, Pack<T, brief> a, Pack<T, brief> b) {
   return each([](auto k, auto x, auto y) FUSEDACT_LAMBDA { return k ? x : y; }, m.v, a.v, b.v);
 }
-template <class T>
-FUSEDACT_INLINE Pack<T> fma(Pack<T> a, Pack<T> b, Pack<T> c) {
+template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> fma(Pack<T, brief> a, Pack<T, brief> b, Pack<T, brief> c) {
   return each([](auto x, auto y, auto z) FUSEDACT_LAMBDA { return native_fma(x, y, z); }, a.v, b.v, c.v);
 }
-template <class T>
-FUSEDACT_INLINE Pack<T> fma_exact(Pack<T> a, Pack<T> b, Pack<T> c) {
+template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> fma_exact(Pack<T, brief> a, Pack<T, brief> b, Pack<T, brief> c) {
   return each([](auto x, auto y, auto z) FUSEDACT_LAMBDA { return native_fma_exact(x, y, z); }, a.v, b.v, c.v);
 }
-template <class T>
-FUSEDACT_INLINE Pack<T> sqrt(Pack<T> x) {
+template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> sqrt(Pack<T, brief> x) {
   return each([](auto n) FUSEDACT_LAMBDA { return native_sqrt(n); }, x.v);
 }
 template <class T>
 constexpr int_of<T> sign_bit = static_cast<int_of<T>>(std::make_unsigned_t<int_of<T>>(1) << (8 * sizeof(T) - 1));
-template <class T>
-FUSEDACT_INLINE Pack<T> abs(Pack<T> x) {
+template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> abs(Pack<T, brief> x) {
   return each([](auto n) FUSEDACT_LAMBDA { return (Native<T>)((Native<int_of<T>>)n & ~sign_bit<T>); }, x.v);
 }
-template <class T>
-FUSEDACT_INLINE Pack<T> copysign(Pack<T> x, Pack<T> sign) {
+template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> copysign(Pack<T, brief> x, Pack<T, brief> sign) {
   return each(
       [](auto n, auto s) FUSEDACT_LAMBDA {
         using I = Native<int_of<T>>;
@@ -249,8 +252,8 @@ FUSEDACT_INLINE Pack<T> copysign(Pack<T> x, Pack<T> sign) {
       x.v, sign.v);
 }
 // 2^(n + offset), where t = n + table<T>::magic.
-template <class T>
-FUSEDACT_INLINE Pack<T> exponent(Pack<T> t, int offset) {
+template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> exponent(Pack<T, brief> t, int offset) {
   return each(
       [offset](auto n) FUSEDACT_LAMBDA {
         using U = Native<std::make_unsigned_t<int_of<T>>>;
@@ -259,12 +262,12 @@ FUSEDACT_INLINE Pack<T> exponent(Pack<T> t, int offset) {
       },
       t.v);
 }
-template <class T>
-FUSEDACT_INLINE Pack<T> at_least(Pack<T> x, Pack<T> low) {
+template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> at_least(Pack<T, brief> x, Pack<T, brief> low) {
   return each([](auto n, auto l) FUSEDACT_LAMBDA { return native_max(l, n); }, x.v, low.v);
 }
-template <class T>
-FUSEDACT_INLINE Pack<T> at_most(Pack<T> x, Pack<T> high) {
+template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> at_most(Pack<T, brief> x, Pack<T, brief> high) {
   return each([](auto n, auto h) FUSEDACT_LAMBDA { return native_min(h, n); }, x.v, high.v);
 }
 template <class T>
@@ -272,20 +275,20 @@ FUSEDACT_INLINE bool any(Mask<T> m) {
   return native_bits((m.v.a | m.v.b) | (m.v.c | m.v.d)) != 0;
 }
 // Lane by lane through the C library: full range reduction, rarely wanted.
-template <class T, class F>
-FUSEDACT_INLINE Pack<T> lanewise(F f, Pack<T> x) {
+template <class T, bool brief, class F>
+FUSEDACT_INLINE Pack<T, brief> lanewise(F f, Pack<T, brief> x) {
   T lane[Pack<T>::size];
   std::memcpy(lane, &x.v, sizeof lane);
   for (T& l : lane) l = f(l);
   std::memcpy(&x.v, lane, sizeof lane);
   return x;
 }
-template <class T>
-FUSEDACT_INLINE Pack<T> sin(Pack<T> x) {
+template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> sin(Pack<T, brief> x) {
   return lanewise([](T l) { return std::sin(l); }, x);
 }
-template <class T>
-FUSEDACT_INLINE Pack<T> cos(Pack<T> x) {
+template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> cos(Pack<T, brief> x) {
   return lanewise([](T l) { return std::cos(l); }, x);
 }
 
@@ -461,8 +464,8 @@ FUSEDACT_INLINE Pack<T> load(const S* p) {
   return Quad<Native<T>>{native_load<T>(p), native_load<T>(p + n), native_load<T>(p + 2 * n),
                          native_load<T>(p + 3 * n)};
 }
-template <class T, class S>
-FUSEDACT_INLINE void store(S* p, Pack<T> x) {
+template <class T, bool brief, class S>
+FUSEDACT_INLINE void store(S* p, Pack<T, brief> x) {
   constexpr int n = Pack<T>::native;
 #if defined(__AVX2__) && !defined(__AVX512F__)
   if constexpr (std::is_same_v<S, BFloat16> && sizeof(T) == 4) {  // two by two: half the shuffles
@@ -484,8 +487,8 @@ FUSEDACT_INLINE Pack<T> load(const S* p, int count) {
   std::memcpy(lane, p, count * sizeof(S));
   return load<T>(static_cast<const S*>(lane));
 }
-template <class T, class S>
-FUSEDACT_INLINE void store(S* p, Pack<T> x, int count) {
+template <class T, bool brief, class S>
+FUSEDACT_INLINE void store(S* p, Pack<T, brief> x, int count) {
   S lane[Pack<T>::size];
   store(static_cast<S*>(lane), x);
   std::memcpy(p, lane, count * sizeof(S));
@@ -504,8 +507,8 @@ FUSEDACT_INLINE void native_stream(T* p, Native<T> x) {
   native_store(p, x);
 #endif
 }
-template <class T, class S>
-FUSEDACT_INLINE void stream_pack(S* p, Pack<T> x) {
+template <class T, bool brief, class S>
+FUSEDACT_INLINE void stream_pack(S* p, Pack<T, brief> x) {
   if constexpr (std::is_same_v<S, T>) {
     constexpr int n = Pack<T>::native;
     native_stream(p, x.v.a);

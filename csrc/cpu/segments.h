@@ -24,6 +24,7 @@ struct ForwardRun {
   uint8_t* mask;    // null if not asked for; cleared before
   int64_t mask_at;  // the first element's bit
   bool stream;      // the results are larger than the caches: store past them
+  DType storage;    // of x and y, if the form is brief
 };
 
 // `rows` runs of `count` elements, `pitch` apart, that meet the same bias and add to the same sums.
@@ -39,6 +40,7 @@ struct BackwardRun {
   void* bias_sum;  // added to, one per element; null if nobody asked
   void* weight_sum;
   bool stream;
+  DType storage;  // of grad, saved and grad_x, if the form is brief
 };
 
 struct DoubleBackwardRun {
@@ -51,9 +53,13 @@ struct DoubleBackwardRun {
   bool stream;
 };
 
-// [activation][compute type: float, double], in the order of the type list; null where an activation has no such form.
+// What a run computes in: float, double, or, for 16-bit elements read and written as they are, float with shorter formulas.
+enum class Form { in_float, in_double, brief };
+inline constexpr int form_count = 3;
+
+// [activation][Form], in the order of the type list; null where an activation has no such form.
 template <class Run>
-using Table = void (*const (*)[2])(const Run&);
+using Table = void (*const (*)[form_count])(const Run&);
 
 // Whole runs between storage and compute type.
 using Convert = void (*)(const void* from, void* to, int64_t count, bool stream);
