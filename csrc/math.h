@@ -325,6 +325,15 @@ FUSEDACT_FN Exp<V> exp_parts(V x, V lo, int offset = 0) {
   V r = fma(n, V(-K::ln2_lo), fma(n, V(-K::ln2_hi), x)) + lo;
   return {exp_tail(r), exponent(t, offset)};
 }
+// e^(x + more + lo): more joins x when the multiple of ln 2 is off, where nothing of it is lost.
+template <class V>
+FUSEDACT_FN Exp<V> exp_parts(V x, V more, V lo, int offset) {
+  using K = table<scalar_t<V>>;
+  V t = fma(x + more, V(K::log2e), V(K::magic));
+  V n = t - V(K::magic);
+  V r = (fma(n, V(-K::ln2_hi), x) + more) + fma(n, V(-K::ln2_lo), lo);
+  return {exp_tail(r), exponent(t, offset)};
+}
 template <class V>
 FUSEDACT_FN V rounded(Exp<V> x) {
   return fma(x.power, x.e, x.power);
@@ -593,10 +602,11 @@ FUSEDACT_FN V times_normal_cdf(V x) {
       V q = rounded(exp_parts(fma(h, a, h))) * polynomial<K::tail_brief>(a - V(2));
       y = fma(-a, q, at_least(x, V(0)));
     } else {
-      Two<V> square = minus_half_square(a), t = two_sum(square.hi, V(-0.5) * a);
-      auto [e, power] = exp_parts(t.hi, t.lo + square.lo);
+      Two<V> square = minus_half_square(a);
+      V h = V(-0.5) * a;
+      auto [e, power] = exp_parts(square.hi, h, square.lo, 1);
       V ratio = polynomial<K::tail_short>(a - V(K::tail_centre));
-      V b = negative_abs(x) * power;
+      V b = h * power;  // -|x| times the power, which is twice its own
       y = fma_exact(b, ratio, b * (ratio * e)) + at_least(x, V(0));
     }
     auto beyond = a > V(K::short_limit);

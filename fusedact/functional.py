@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_variadic
 
-from fusedact import _C, registry
+from fusedact import _C, lowering, registry
 from fusedact.registry import Activation, Limits, activations
 
 _SHAPES = """    Args:
@@ -94,7 +94,11 @@ def run(
         raise TypeError("inplace=True writes over `input`, out= into another tensor: give one of the two")
     settings = (weight, kernel, scalars, dim, gain, low, high, save)
     if is_dynamo_compiling() or ((inplace or out is not None) and torch.compiler.is_compiling()):
-        result: Tensor = torch.ops.fusedact.bias_act(input, bias, *settings)  # a compiler places results itself
+        result: Tensor
+        if not inplace and _torchs_own(input, bias, resolved, dim):
+            result = lowering.bias_act(kernel, scalars, input, bias, dim, gain, low, high)
+        else:
+            result = torch.ops.fusedact.bias_act(input, bias, *settings)  # a compiler places results itself
         return input.copy_(result) if inplace else result if out is None else out.copy_(result)
     if has_torch_function_variadic(input, bias, weight, out):
         return _overridden(input, bias, settings, inplace, out)
@@ -106,6 +110,16 @@ def run(
         return _C.bias_act(input, bias, *settings)
     except TypeError as error:
         raise _explained(error, kernel, input, bias, dim, gain, save, out) from None
+
+
+def _torchs_own(input: Tensor, bias: Tensor | None, resolved: registry.Resolved, dim: int) -> bool:
+    kernel, _, weight = resolved
+    return (
+        is_dynamo_compiling()
+        and weight is None
+        and lowering.fits(input, bias, dim)
+        and lowering.torchs_own(kernel, input.numel(), input, bias)
+    )
 
 
 def run_epilogue(

@@ -33,6 +33,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=f"slow ({mark.kwargs['reason']}); run with --slow"))
 
 
+@pytest.fixture
+def operators_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile sees the operators of small tensors too, not torch's functions in their place (lowering.py)."""
+    from fusedact import lowering
+
+    monkeypatch.setattr(lowering, "ALSO_IN_TORCH", {})
+
+
 @pytest.fixture(autouse=True)
 def seed() -> Iterator[None]:
     threads = torch.get_num_threads()

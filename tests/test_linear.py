@@ -20,7 +20,9 @@ floats = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 # One tile and less, edges of a tile and one past them, several tiles, few rows (torch's own product), odd lengths.
+# float32 and float64 are cut into tiles only where the result is beyond 4 MiB: LARGE.
 SHAPES = [(1, 3, 5), (7, 1, 1), (8, 16, 64), (63, 9, 127), (64, 33, 257), (65, 20, 128), (256, 40, 256), (513, 24, 300)]
+LARGE = [(1100, 12, 1003), (8200, 3, 136)]
 
 # A product of K terms, each rounded: at most K eps of the sum of |terms| (Higham, section 3.1), in practice the root
 # of that. The activation's slope is at most 2 on these inputs; 16-bit results are rounded once, by half an ulp.
@@ -62,7 +64,7 @@ def test_values(row: Activation) -> None:
 
 
 @floats
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES + LARGE, ids=str)
 @pytest.mark.parametrize("name", ["identity", "relu", "gelu", "tanh", "softplus"])
 def test_dtypes_and_shapes(name: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     m, k, n = shape
@@ -117,6 +119,21 @@ def test_what_backward_saves_does_not_change_the_result(row: Activation, save: s
             torch.testing.assert_close(g, t, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+@pytest.mark.parametrize(
+    ("name", "save"), [("gelu", "input"), ("tanh", "output"), ("relu", "mask"), ("relu", "output")]
+)
+def test_what_backward_saves_tile_by_tile(name: str, save: str, shape: tuple[int, int, int]) -> None:
+    x, w, b = (t.requires_grad_() for t in matrices(*shape, torch.float64))
+    y = fusedact.linear_act(x, w, b, name, save=save)
+    truth = reference(fusedact.registry.get(name), F.linear(x, w, b))
+    torch.testing.assert_close(y, truth, rtol=1e-12, atol=1e-12)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    got, wanted = (torch.autograd.grad(r, [x, w, b], grad) for r in (y, truth))
+    for g, t in zip(got, wanted, strict=True):
+        torch.testing.assert_close(g, t, rtol=1e-9, atol=1e-9)
+
+
 def test_gain_and_clamp() -> None:
     x, w, b = matrices(65, 20, 129, torch.float64)
     got = fusedact.linear_act(x, w, b, "gelu", gain=1.7, clamp=(-0.1, 1.2))
@@ -166,7 +183,7 @@ def test_layouts(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(300, 50, 700), (64, 50, 512)], ids=str)
+@pytest.mark.parametrize("shape", [(300, 50, 700), (64, 50, 512), *LARGE], ids=str)
 def test_threads_do_not_change_the_bits(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     x, w, b = matrices(*shape, dtype)
     results = []
@@ -359,6 +376,7 @@ def test_compile(name: str) -> None:
             torch.testing.assert_close(g, t, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("operators_stay")
 def test_inductor_and_export() -> None:
     layer = fusedact.nn.Linear(4, 3, activation="gelu")
     x = torch.randn(9, 4)

@@ -136,6 +136,7 @@ def grads(f: Callable[..., Tensor], *leaves: Tensor) -> tuple[Tensor, ...]:
 
 
 @rows
+@pytest.mark.usefixtures("operators_stay")
 def test_compile_fullgraph(row: Activation) -> None:
     """aot_eager: the graph, its fake tensors and its autograd, without a C++ compiler's minute per function."""
     function = getattr(fusedact, row.name)
@@ -147,6 +148,7 @@ def test_compile_fullgraph(row: Activation) -> None:
 
 
 @rows
+@pytest.mark.usefixtures("operators_stay")
 def test_compile_with_parameters(row: Activation) -> None:
     params = {p.name: p.samples[0] for p in row.parameters[:1] if p.samples}
     if not params:
@@ -158,6 +160,7 @@ def test_compile_with_parameters(row: Activation) -> None:
     torch.testing.assert_close(grads(compiled, x, bias), grads(function, x, bias), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("operators_stay")
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("name", ["gelu", "relu", "prelu"])
 def test_compile_with_inductor(name: str, dynamic: bool) -> None:
