@@ -100,7 +100,6 @@ Composite at_most(const Composite& x, const Composite& high) { return select(x >
 
 // What math.h computes as an unevaluated sum has no second half here.
 Two<Composite> two_scaled(const Two<Composite>& c, const Composite& x) { return {c.hi * x, Composite(0)}; }
-Composite exp_negative(const Composite& x, const Composite&) { return exp_negative(x); }
 [[maybe_unused]] Composite softplus(const Two<Composite>& t) {
   return Composite(at::log_sigmoid(t.hi.tensor.neg()).neg());
 }
