@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 TESTS  ?= -n auto
+BENCH  ?=
 # For `make cuda`. nvcc from PyPI, where none of CUDA 13 is installed: CUDA_NVCC="nvidia-cuda-nvcc==13.0.* nvidia-nvvm==13.0.*
 # nvidia-cuda-crt==13.0.* nvidia-cuda-cccl==13.0.*"
 CUDA_TORCH ?= torch==2.14.1
@@ -49,11 +50,11 @@ docs: build ## the documentation's site, in site/; the gallery and the lab are d
 test: build ## run the tests (TESTS="-k gelu -x" passes arguments to pytest)
 	$(BIN)/python -m pytest $(TESTS)
 
-bench: build ## the benchmark's short table, under a minute
-	$(BIN)/python benchmarks/run.py --quick
+bench: build ## the benchmark's quick plan, under a minute: every operator checked, a few timed
+	$(BIN)/python -m fusedact bench --quick
 
-bench-all: build ## the whole benchmark; writes its table into README.md
-	$(BIN)/python benchmarks/run.py --readme
+bench-all: build ## the benchmark, about 20 minutes; writes its table into README.md (BENCH="--filter relu" passes options)
+	$(BIN)/python -m fusedact bench --save benchmark-results/results.jsonl --plots benchmark-results --readme README.md $(BENCH)
 
 lint: lint-python lint-types lint-cpp ## every check that needs no test: ruff, mypy --strict, clang-format
 

@@ -1,7 +1,7 @@
-"""The command line: `python -m fusedact info | list | accuracy | plot | lab | demo | cmake-dir`.
+"""The command line: `python -m fusedact info | list | accuracy | plot | lab | bench | demo | cmake-dir`.
 
 Turns the registry, the extension's facts and measurements into tables, JSON or Markdown, and hands the rest on. The
-only file that imports typer, apart from the demo.
+only file that imports typer, apart from the demo and the benchmark.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor
 
 import fusedact
 from fusedact import _C, _build_info, demo, functional, gallery, lab, memory, registry, testing
+from fusedact.bench import command
 from fusedact.registry import Activation
 
 app = typer.Typer(
@@ -361,4 +362,5 @@ def _experiment(name: str, output: Path, seed: int, markdown: bool, options: dic
     console.print(f"{picture}, {time.perf_counter() - begin:.1f} s", style="dim", markup=False, highlight=False)
 
 
+app.command("bench")(command.main)
 app.command("demo")(demo.main)
