@@ -1,33 +1,29 @@
-"""How fast the zoo is: a training step and inference, eager, fused, compiled, fused and compiled; a Markdown table.
+"""The zoo in the benchmark: models of torchvision, timm and Transformers, as cases of `python -m fusedact bench`.
 
-    python benchmarks/zoo.py [--only NAME ...] [--compile] [--rounds 15] [--threads 1]
+    python benchmarks/zoo.py                                          all models, one thread, as they are and fused
+    python benchmarks/zoo.py --filter "*Llama*,*Gpt*" --clock cpu     some; the options are the benchmark's
+    python benchmarks/zoo.py --with-compile --filter "*resnet18"      torch.compile too: minutes a model
 
-Contenders take turns in every round, in an order that is drawn anew, so that what else the machine does hits all of
-them; a cell is the median of the rounds' ratios to eager, and its spread. With one thread, time is the process's own
-CPU time, which other processes disturb less. Needs the extra `zoo`.
+Needs the extra `zoo`. An example of cases of one's own: a model, its inputs, and what a training step descends.
 """
 
 from __future__ import annotations
 
-import argparse
-import copy
-import functools
-import random
-import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import Tensor, nn
 
-import fusedact
+from fusedact.bench import cases, command
+from fusedact.bench.cases.models import Model, model
+from fusedact.bench.providers import COMPILE, OURS_COMPILED
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from zoo import ZOO
+from zoo import ZOO, Animal
 
 
 def tensors(output: Any) -> list[Tensor]:
@@ -37,67 +33,49 @@ def tensors(output: Any) -> list[Tensor]:
     return [t for value in values for t in tensors(value)]
 
 
-def step(model: nn.Module, inputs: dict[str, Any]) -> None:
-    outputs = [t for t in tensors(model(**inputs)) if t.requires_grad]
-    torch.autograd.backward([t.float().mean() for t in outputs])
-    model.zero_grad()
+class Positional(nn.Module):
+    """A model that takes keyword arguments and returns a structure, called with tensors and returning tensors."""
+
+    def __init__(self, inner: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.inner, self.names = inner, names
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensors(self.inner(**dict(zip(self.names, given, strict=True)))))
 
 
-def inference(model: nn.Module, inputs: dict[str, Any]) -> None:
-    with torch.inference_mode():
-        model(**inputs)
+def means(outputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
+    """A loss that reads everything and wants nothing."""
+    return torch.stack([t.float().mean() for t in outputs if t.requires_grad]).sum()
 
 
-def raced(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contender in every round."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    for run in contenders.values():
-        run()
-        run()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name in random.sample(list(contenders), len(contenders)):
-            start = clock()
-            contenders[name]()
-            times[name].append(clock() - start)
-    return times
+def case(animal: Animal) -> Model:
+    """Not checked: many drop out at random. tests/test_zoo.py compares them."""
+    names = list(animal.inputs())
+    return model(
+        animal.name.replace(" ", "-"),
+        "small",
+        lambda: Positional(animal.make(), names),
+        lambda: (*animal.inputs().values(), torch.zeros(())),
+        family="zoo",
+        loss=means,
+        checked=False,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], help="parts of the models' names")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes a model")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore")
-    names = ["fused", *(["compiled", "fused, compiled"] if given.compile else [])]
-    columns = [f"{what}: {name}" for what in ("step", "inference") for name in names]
-    print("Time relative to eager, median ± half the distance of the quartiles; ✗: slower by more than 2 %.\n")
-    print("| model | step, eager | inference, eager | " + " | ".join(columns) + " |")
-    print("|---" * (len(columns) + 3) + "|")
-    for animal in ZOO:
-        if given.only and not any(part in animal.name for part in given.only):
-            continue
-        torch.manual_seed(0)
-        model, inputs = animal.make(), animal.inputs()
-        models = {"eager": model, "fused": fusedact.fuse(model)}
-        if given.compile:
-            models |= {"compiled": torch.compile(copy.deepcopy(model))}
-            models |= {"fused, compiled": torch.compile(fusedact.fuse(model))}
-        first, cells = [], []
-        for training, run in ((True, step), (False, inference)):
-            for m in models.values():
-                m.train(training)
-            torch._dynamo.reset()
-            times = raced({n: functools.partial(run, m, inputs) for n, m in models.items()}, given.rounds)
-            first.append(f"{statistics.median(times['eager']) * 1e3:.1f} ms")
-            for name in names:
-                ratios = [t / e for t, e in zip(times[name], times["eager"], strict=True)]
-                low, middle, high = statistics.quantiles(ratios, n=4)
-                cells.append(f"{middle:.2f}× ±{(high - low) / 2:.2f}" + " ✗" * (middle > 1.02))
-        print(f"| {animal.name} | " + " | ".join([*first, *cells]) + " |", flush=True)
+    cases.MORE += [case(animal) for animal in ZOO]
+    arguments = [a for a in sys.argv[1:] if a != "--with-compile"]
+    defaults = {"--plan": "zoo", "--threads": "1"}
+    for option, value in defaults.items():
+        if option not in arguments:
+            arguments += [option, value]
+    if "--with-compile" not in sys.argv:
+        arguments += ["--without", COMPILE, "--without", OURS_COMPILED]
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command()(command.main)
+    app(arguments, prog_name="zoo.py")
 
 
 if __name__ == "__main__":

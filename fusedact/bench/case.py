@@ -186,6 +186,15 @@ class Case:
 
         return there_and_back_twice
 
+    def _result_bytes(self, inputs: tuple[Any, ...]) -> int | None:
+        for source in ("fusedact", "eager"):
+            try:
+                with torch.no_grad():
+                    return nbytes(tuple_of(self.fresh[source](*inputs)))
+            except Exception:  # whose fault it is has been told when it was checked
+                continue
+        return None
+
     def picked(self, inputs: tuple[Any, ...]) -> Tensor | None:
         """The rows that are checked, first and last among them; None: all."""
         x = inputs[0]
@@ -232,8 +241,9 @@ class Case:
 
     def traffic(self, mode: str, inputs: tuple[Any, ...]) -> int | None:
         """The bytes that have to move: each tensor once per pass that needs it. What a ceiling is measured with."""
-        with torch.no_grad():
-            results = nbytes(tuple_of(self.fresh["fusedact"](*inputs)))
+        results = self._result_bytes(inputs)
+        if results is None:
+            return None
         taken, leaves = nbytes(inputs), nbytes(inputs[i] for i in self.grad_of(inputs))
         forward, backward = taken + results, results + taken + leaves
         if mode == DOUBLE:  # reads the inputs, both incoming gradients; writes gradients of inputs and of the first

@@ -25,7 +25,7 @@ KNOWN = [p.name for p in providers.PROVIDERS] + [c.name for c in providers.CEILI
 
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute: every operator checked.")] = False,
-    plan: Annotated[str, typer.Option(help=f"What to measure: {', '.join(space.PLANS)}.")] = "standard",
+    plan: Annotated[str, typer.Option(help="What to measure: quick, standard, sweep (sizes) or all.")] = "standard",
     filter: Annotated[
         list[str] | None,
         typer.Option(help='Of the plan, cells with all these words, as "relu,gelu 512x3072 "; may be repeated.'),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import os
 import platform
 import resource
@@ -362,10 +363,8 @@ def estimate(cells: list[Cell], settings: Settings) -> float:
 
 
 def _elements(case: Case) -> int:
-    count = 1
-    for size in case.shape.split("-")[0].split("x"):
-        count *= int(size)
-    return count
+    """As far as the shape's name tells."""
+    return math.prod(int(size) for size in case.shape.split("-")[0].split("x") if size.isdigit())
 
 
 @contextmanager

@@ -70,8 +70,12 @@ def _draw(path: Path, panels: list[list[Result]], figures: Figures, draw: Callab
 
 
 def _plain_numbers(axis: Any) -> None:
-    for formatter in (axis.set_major_formatter, axis.set_minor_formatter):
-        formatter("{x:g}")
+    """1, 2, 5, 10, ... on a logarithmic axis."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def _ratios(axis: Any, results: list[Result], figures: Figures) -> None:

@@ -131,8 +131,8 @@ LEAST_NOISE = 1.03  # a factor; clocks, alignment and the mood of a core are goo
 
 
 def margin(result: Result) -> float:
-    """How far the median may be from the true one, relative: McGill, Tukey and Larsen's notch (1978), which covers
-    about 95 % where two notches that do not touch are different."""
+    """Half the notch of McGill, Tukey and Larsen (1978), relative: two medians whose notches do not touch differ, with
+    some 95 % confidence. Tight quartiles of few rounds are luck as often as not; hence LEAST_NOISE."""
     return 1.57 * (result.high_us - result.low_us) / math.sqrt(result.rounds) / result.median_us
 
 
@@ -148,7 +148,7 @@ def changes(now: Run, then: Run) -> Iterator[Change]:
         old = before.get((result.cell, result.provider))
         if old is None:
             continue
-        notches = 1 + math.hypot(margin(result), margin(old))
+        notches = 1 + margin(result) + margin(old)
         drift = 1.0
         reference, earlier = yard.get(result.cell), before.get((result.cell, YARDSTICK))
         if result.provider != YARDSTICK and reference and earlier:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class Cell:
     threads: int
     without: tuple[str, ...] = ()  # contenders that are left out
 
-    @property
+    @functools.cached_property
     def words(self) -> tuple[str, ...]:
         """What a filter's words are compared with."""
         case = self.case
@@ -39,11 +40,17 @@ class Cell:
 
 def matches(filter: str, words: Sequence[str]) -> bool:
     """Whether every word of `filter` is one of `words`: "gelu*,silu forward" has two, the first with alternatives."""
-    return all(any(_is(pattern, words) for pattern in wanted.split(",")) for wanted in filter.split())
+    for exact, patterns in _parsed(filter):
+        if exact.isdisjoint(words) and not any(fnmatch.fnmatchcase(w, p) for p in patterns for w in words):
+            return False
+    return True
 
 
-def _is(pattern: str, words: Sequence[str]) -> bool:
-    return pattern in words or ("*" in pattern and any(fnmatch.fnmatchcase(word, pattern) for word in words))
+@functools.cache
+def _parsed(filter: str) -> tuple[tuple[frozenset[str], tuple[str, ...]], ...]:
+    """Of each word the alternatives: those that are names, and those with a *."""
+    split = [wanted.split(",") for wanted in filter.split()]
+    return tuple((frozenset(a for a in word if "*" not in a), tuple(a for a in word if "*" in a)) for word in split)
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ STANDARD = (
 SWEEP = (
     Line("activations relu,gelu,silu 8,512,32x128,256x1024,512x3072,4096x3136,8192x4096 float32 forward fresh", PLAIN),
 )
-PLANS = {"quick": QUICK, "standard": STANDARD, "sweep": SWEEP, "all": (Line(""),)}
+PLANS = {"quick": QUICK, "standard": STANDARD, "sweep": SWEEP, "zoo": (Line("zoo"),), "all": (Line(""),)}
 
 
 def cells(cases: Sequence[Case], threads: Sequence[int], plan: Sequence[Line], filters: Sequence[str]) -> list[Cell]:
@@ -104,7 +111,7 @@ def cells(cases: Sequence[Case], threads: Sequence[int], plan: Sequence[Line], f
     Raises:
         ValueError: there is none; the message says which word is unknown, or that the plan is what lacks it.
     """
-    space = _space(cases, threads)
+    space = _space(tuple(cases), tuple(threads))
     found: dict[tuple[str, ...], Cell] = {}
     for line in plan:
         for cell in space:
@@ -118,7 +125,8 @@ def cells(cases: Sequence[Case], threads: Sequence[int], plan: Sequence[Line], f
     return sorted(found.values(), key=lambda cell: (cell.threads, order[cell.case]))
 
 
-def _space(cases: Sequence[Case], threads: Sequence[int]) -> list[Cell]:
+@functools.lru_cache(4)
+def _space(cases: tuple[Case, ...], threads: tuple[int, ...]) -> list[Cell]:
     return [
         Cell(case, mode, output, count)
         for count in threads

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fusedact
-from fusedact.bench.case import FRESH, INFERENCE, STEP, TOLERANCE, Case, Expression, Trial, Wrong
+from fusedact.bench.case import FRESH, INFERENCE, STEP, TOLERANCE, Case, Expression, Trial, Wrong, tuple_of
 
 CLASSES = 10
 WORDS = 512
@@ -209,7 +209,7 @@ class Model(Case):
                 return call(*given)
 
         if mode == INFERENCE:
-            return Trial(inference, lambda: (inference().clone(),))
+            return Trial(inference, lambda: tuple(y.clone() for y in tuple_of(inference())))
         optimizer = torch.optim.SGD(parameters, lr=1e-5)  # so small that all steps are alike
 
         def step() -> Tensor:
@@ -230,7 +230,7 @@ class Model(Case):
         model = self.model("eager", str(target.device)).double().train(mode == STEP)
         if mode == INFERENCE:
             with torch.no_grad():
-                return (model(*given),)
+                return tuple_of(model(*given))
         loss = self.loss(model(*given), target)
         parameters = [p for p in model.parameters() if p.requires_grad]
         return loss.detach(), *torch.autograd.grad(loss, parameters, allow_unused=True)
