@@ -41,7 +41,7 @@ from fusedact.demo import quiet
 CLOCKS: dict[str, Callable[[], int]] = {"wall": time.perf_counter_ns, "cpu": time.process_time_ns}
 BLOCK = 2e-3  # seconds
 MOST_ROUNDS = 300
-COMPILING = {FORWARD: 3.0, INFERENCE: 12.0, STEP: 30.0}  # seconds, about; 6 for gradients of one expression
+COMPILING = {FORWARD: 2.5, INFERENCE: 8.0, STEP: 20.0}  # seconds, about; 4 for gradients of one expression
 L2_FLUSH = 256 << 20  # bytes: more than any second-level cache of today
 
 
@@ -355,7 +355,7 @@ def estimate(cells: list[Cell], settings: Settings) -> float:
     for cell in cells:
         names = list(taking_part(cell, settings.without, settings.device))
         names = [p for p in names if cell.case.expression(p.source, cell.mode, cell.output) or p.through]
-        total += sum(COMPILING.get(cell.mode, 6.0) for p in names if p.through is not None)
+        total += sum(COMPILING.get(cell.mode, 4.0) for p in names if p.through is not None)
         size = _elements(cell.case) * cell.case.dtype.itemsize * (2 if cell.mode in (FORWARD, INFERENCE) else 6)
         large = settings.rounds * 2 * len(names) * size / 2e9
         total += max(settings.seconds, large) + 0.1 * len(names)
