@@ -358,7 +358,7 @@ def estimate(cells: list[Cell], settings: Settings) -> float:
         total += sum(COMPILING.get(cell.mode, 4.0) for p in names if p.through is not None)
         size = _elements(cell.case) * cell.case.dtype.itemsize * (2 if cell.mode in (FORWARD, INFERENCE) else 6)
         large = settings.rounds * 2 * len(names) * size / 2e9
-        total += max(settings.seconds, large) + 0.1 * len(names)
+        total += max(settings.seconds, large) + 0.04 * len(names)
     return total
 
 
