@@ -92,11 +92,11 @@ def planted(wrong: Callable[..., Tensor] | None, shape: str = "32x128") -> Case:
 
 
 @pytest.mark.parametrize("name", WRONG)
-@pytest.mark.parametrize("shape", ["32x128", "8192x4096"])
+@pytest.mark.parametrize("shape", ["32x128", "4096x3136"])
 def test_a_wrong_result_is_found(name: str, shape: str) -> None:
     """Also among more elements than are checked one by one."""
     mode, wrong = WRONG[name]
-    if shape == "8192x4096" and mode != FORWARD:
+    if shape == "4096x3136" and mode != FORWARD:
         pytest.skip("the rows that are checked of large tensors are the same in every mode")
     case = planted(wrong, shape)
     inputs = case.inputs("cpu")

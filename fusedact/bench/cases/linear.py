@@ -38,10 +38,12 @@ def _fused(name: str) -> Expression:
     return lambda x, weight, bias: fusedact.linear_act(x, weight, bias, name)
 
 
-def _onednn(name: str) -> Expression | None:
-    """None where this torch has no such operator."""
+def _onednn(name: str, dtype: torch.dtype) -> Expression | None:
+    """None where this torch has no such operator, or the processor no 16-bit dot product."""
     operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if operator is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     algorithm = "none" if name == "gelu" else ""
     return lambda x, weight, bias: operator(x, weight, bias, name, [], algorithm)
@@ -65,7 +67,7 @@ def cases() -> list[Case]:
             for name, act, theirs in ACTIVATIONS:
                 fresh = {"eager": _eager(act), "fusedact": _fused(name)}
                 fresh["product"] = lambda x, weight, bias: F.linear(x, weight)
-                onednn = _onednn(theirs)
+                onednn = _onednn(theirs, dtype)
                 if onednn is not None:
                     fresh["onednn"] = onednn
                 make = functools.partial(_make, shape, dtype)
