@@ -37,9 +37,10 @@ def servable(x: Any) -> bool:
         return x.dtype in DTYPES and x.device.type in DEVICES and x.layout is torch.strided
     if isinstance(x, torch.fx.Proxy):
         return True
-    if type(x).__name__ in ("FakeTensor", "FunctionalTensor"):  # torch.export; ONNX has none of our operators
+    kind = type(x).__name__
+    if kind in ("FakeTensor", "FunctionalTensor"):  # torch.export; ONNX has none of our operators
         return x.dtype in DTYPES and not torch.onnx.is_in_onnx_export()
-    return False
+    return kind == "DTensor" and x.dtype in DTYPES and x.device.type in DEVICES  # sharding.py has the rules
 
 
 def plain(module: nn.Module) -> bool:
