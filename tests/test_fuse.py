@@ -275,6 +275,18 @@ class GateClamped(Block):
         return (up + 1) * glu
 
 
+@form(gate=2, bias=1)
+class TorchsGlu(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.GLU(dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.gate is not None
+        both = torch.cat([self.fc(x), self.up(x)], -1)
+        return torch.relu(self.out(self.gate(both))) + F.glu(input=both, dim=1)
+
+
 @form(alone=1)
 class Alone(Block):
     def forward(self, x: Tensor) -> Tensor:
@@ -1147,6 +1159,44 @@ def test_backend() -> None:
     assert [n.args[3] for n in calls] == ["gelu", "quick_gelu", "leaky_relu", "relu"]
     assert [n.args[1] is not None for n in calls] == [True, True, True, False]
     assert not any(getattr(n.target, "__name__", "") in ACTIVATIONS for g in graphs for n in g.nodes)
+
+
+class GatesInGraphs(Block):
+    """Gates of two tensors, of the halves of one in either order, and torch's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.glu = nn.Linear(8, 16), nn.GLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.fc(x)) * self.up(x)
+        value, gate = self.both(x).chunk(2, -1)
+        x = value * F.gelu(gate)
+        gate, value = torch.split(self.both(x), 8, dim=-1)
+        x = torch.relu(gate) * value
+        parts = self.both(x).chunk(4, -1)
+        x = torch.cat([x[:, :4] * 0 + torch.sigmoid(parts[0]) * parts[2], parts[1]], -1)  # not two halves
+        return F.glu(self.both(x), 1) + self.glu(self.both(x))
+
+
+def test_gates_in_graphs() -> None:
+    """Halves stay one tensor, whose gradient is then written at once."""
+    model = GatesInGraphs()
+    wanted = compiled(model)
+    graphs = []
+
+    def watched(module: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        made = fusedact.fusing.backend(module, inputs)
+        graphs.append(module.graph)
+        return made
+
+    torch.testing.assert_close(compiled(model, backend=watched), wanted, rtol=1e-4, atol=1e-5)
+    [graph] = graphs
+    calls = [n.args for n in graph.nodes if n.target is torch.ops.fusedact.gated_act.default]
+    assert [(a[4], a[1] is not None, a[7]) for a in calls] == [
+        ("silu", True, "first"), ("gelu", False, "second"), ("relu", False, "first"), ("sigmoid", True, "first"),
+        ("sigmoid", False, "second"), ("sigmoid", False, "second"),
+    ]  # fmt: skip
 
 
 def test_backend_by_its_name() -> None:

@@ -145,6 +145,18 @@ def _normalises(entry: Layer, x: Any, match: Match | None) -> bool:
     )
 
 
+def glu(input: Any, dim: int = -1) -> Any:
+    """torch.nn.functional.glu, in one pass."""
+    if servable(input) and isinstance(dim, int) and -input.dim() <= dim < input.dim() and input.size(dim) % 2 == 0:
+        return fusedact.gated_act(input, None, "sigmoid", dim=dim, gate="second")
+    return nn.functional.glu(input, dim)
+
+
+def glu_forward(module: Any, input: Any) -> Any:
+    """The forward of torch.nn.GLU once it is fused."""
+    return glu(input, module.dim)
+
+
 def chain(sequential: Any, input: Any) -> Any:
     """The forward of torch.nn.Sequential, with neighbours fused."""
     waiting = None  # a layer, until it is known what follows it

@@ -56,6 +56,9 @@ def _planned(made: Plan) -> Plan:
     if role is not None:
         made.role, made.kind = role, swap.activation_class(kind, role)
         made.entries.append(Entry(name, str(role), True))
+    elif kind is nn.GLU:
+        made.kind = swap.glu_class(kind)
+        made.entries.append(Entry(name, "sigmoid gate", True))
     elif _random(kind):
         made.entries.append(Entry(name, kind.__name__.lower(), False, "it draws random numbers, and would draw others"))
     elif isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward:

@@ -54,7 +54,7 @@ def find(reader: Reader) -> list[Site]:
     for run in reader.runs:
         claimed: set[int] = set()
         for value in reversed(run.values):
-            if value.kind == "operator" and id(value) not in claimed:
+            if (value.kind == "operator" or _is_glu(value)) and id(value) not in claimed:
                 finder = _Finder(reader, run)
                 site, inner = finder.at(value)
                 if site is not None:
@@ -105,6 +105,12 @@ class _Finder:
             halt.update(id(v) for v in open_)
 
     def at(self, root: Value) -> tuple[Site | None, list[Value]]:
+        if _is_glu(root):
+            call = root.node
+            assert isinstance(call, ast.Call)
+            glu = Site("sigmoid gate", _text(root), _line(root), helper=calls.glu)
+            glu.edits[id(call)] = lambda name: ast.Call(_load(name), call.args, call.keywords)
+            return glu, [root]
         tried: set[frozenset[int]] = set()
         below = root.parts
         stops = [
@@ -341,6 +347,10 @@ class _Finder:
 
     def formula(self, cone: Cone) -> Formula:
         return Formula(self.reader, self.run, cone)
+
+
+def _is_glu(value: Value) -> bool:
+    return value.function is not None and value.function.object is nn.functional.glu
 
 
 def _zeros(v: Tensor) -> Tensor:

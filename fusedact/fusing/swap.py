@@ -47,6 +47,11 @@ def activation_class(kind: type[nn.Module], role: Role) -> type[nn.Module]:
     return _made(kind, key, {calls.ROLE: role, "forward": calls.forward_of(role)})
 
 
+def glu_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """torch.nn.GLU in one pass."""
+    return _made(kind, ("glu",), {"forward": calls.glu_forward})
+
+
 def chain_class(kind: type[nn.Module]) -> type[nn.Module]:
     """torch.nn.Sequential, or a subclass with its forward, that fuses neighbours."""
     return _made(kind, ("chain",), {"forward": calls.chain})
@@ -95,6 +100,8 @@ def _renewed(base: type[nn.Module], key: tuple[Any, ...], *args: Any) -> nn.Modu
         kind = activation_class(base, Role(registry.get(row), names, found))
     if kind is None and key[0] == "chain":
         kind = chain_class(base)
+    if kind is None and key[0] == "glu":
+        kind = glu_class(base)
     if kind is None:  # rewritten in another process: read the source again, once the state is there
         kind = _made(base, ("pending",), {"__setstate__": _awake})
     module.__class__ = kind
