@@ -1246,3 +1246,134 @@ def test_no_name_of_a_third_party() -> None:
     names = re.compile(r"(?i)\b(llama|bert|mistral|whisper|timm|torchvision|transformers|huggingface|resnet\w*|peft)\b")
     for path in pathlib.Path(fusedact.__file__).parent.joinpath("fusing").glob("*.py"):
         assert not names.search(path.read_text()), path
+
+
+# Dropout and residual, on request
+
+
+class Dropped(Block):
+    """A residual and a dropout, as they are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.25)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.fc(x))
+        h = self.out(x)
+        h = self.drop(h)
+        h = torch.cos(h + x)
+        y = F.dropout(self.up(h), 0.25, training=self.training) + h
+        return y + self.drop(self.act(self.fc(y)))
+
+
+def ran_epilogues(model: nn.Module, x: Tensor) -> list[bool]:
+    """For each fused residual: whether it had a bias."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.fusedact.bias_act_epilogue.default:
+                seen.append(args[1] is not None)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Watch():
+        model(x)
+    return seen
+
+
+def test_dropout_and_residual() -> None:
+    """One operator with the layer's bias; only if asked, only in training; in evaluation the author's code runs."""
+    model = Dropped()
+    x = torch.randn(5, 8)
+    assert ran_epilogues(fusedact.fuse(model), x) == []
+    fused, report = fusedact.fuse(model, dropout=True, report=True)
+    whats = collections.Counter(e.what for e in report.fused)
+    assert whats == {"linear + dropout + residual": 2, "dropout + residual": 2, "linear + gelu": 1}
+    assert ran_epilogues(fused, x) == [True, True, False, False]
+    assert "4 of" not in str(report.left)
+    assert fusedact.explain(fused).share == 1.0
+    for m in (model, fused):
+        m.eval()
+    assert ran_epilogues(fused, x) == []
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-6)
+    for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert ran_epilogues(other.train(), x) == [True, True, False, False]
+    fusedact.unfuse(fused)
+    assert type(fused) is Dropped
+
+
+def test_dropout_and_residual_in_a_process_that_has_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusedact.fusing import swap
+
+    data = pickle.dumps(fusedact.fuse(Dropped(), dropout=True))
+    monkeypatch.setattr(swap, "_CLASSES", {})
+    assert ran_epilogues(pickle.loads(data), torch.randn(5, 8)) == [True, True, False, False]
+
+
+def test_dropout_has_the_same_distribution() -> None:
+    """Each element is x + 0 or x + y / (1 - p), as often as p says, and its gradient is 0 or 1 / (1 - p) with it."""
+
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.drop = nn.Linear(8, 4096), nn.Dropout(0.25)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return y + self.drop(self.fc(x))
+
+    model = One()
+    fused = fusedact.fuse(model, dropout=True)
+    x, y = torch.randn(16, 8), torch.randn(16, 4096)
+    full = model.fc(x) / 0.75
+    got = fused(x, y)
+    kept = ((got - y).abs() > (full - (got - y)).abs()).float().detach()
+    torch.testing.assert_close(got, y + kept * full, rtol=1e-4, atol=1e-5)
+    n = kept.numel()
+    assert abs(float(kept.sum()) - 0.75 * n) < 5 * (n * 0.75 * 0.25) ** 0.5
+    got.sum().backward()
+    torch.testing.assert_close(fused.fc.bias.grad, kept.sum(0) / 0.75, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(fused(x, y), got), "another mask at the next call"
+    torch.manual_seed(3)
+    first = fused(x, y)
+    torch.manual_seed(3)
+    assert torch.equal(fused(x, y), first)
+
+
+class DropoutReadTwice(Dropped):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(self.fc(x))
+        return x + h + h.sin()
+
+
+class DropoutOfSomethingWrittenOver(Dropped):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc(x)
+        y = self.drop(h)
+        h.mul_(0)
+        return x + y
+
+
+class OtherShape(Dropped):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[0] + self.drop(self.fc(x))
+
+
+@pytest.mark.parametrize("cls", [DropoutReadTwice, DropoutOfSomethingWrittenOver, OtherShape], ids=lambda c: c.__name__)
+def test_dropout_that_is_left(cls: type[Block]) -> None:
+    """The author's code runs, with the author's mask."""
+    model = cls()
+    fused = fusedact.fuse(model, dropout=True)
+    x = torch.randn(5, 8)
+    assert ran_epilogues(fused, x) == []
+    torch.manual_seed(3)
+    wanted = model(x)
+    torch.manual_seed(3)
+    torch.testing.assert_close(fused(x), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_compiles_whole() -> None:
+    fused = fusedact.fuse(Dropped(), dropout=True)
+    y = torch.compile(fused, backend="eager", fullgraph=True)(torch.randn(5, 8))
+    y.sum().backward()
+    assert fused.fc.bias.grad is not None

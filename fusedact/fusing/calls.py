@@ -145,6 +145,66 @@ def _normalises(entry: Layer, x: Any, match: Match | None) -> bool:
     )
 
 
+class Later:
+    """A call that waits until it is known what follows."""
+
+    def __init__(self, function: Any, *inputs: Any, **named: Any) -> None:
+        self.function, self.inputs, self.named = function, inputs, named
+
+    def now(self) -> Any:
+        """What the author wrote."""
+        inputs = [i.now() if isinstance(i, Later) else i for i in self.inputs]
+        return self.function(*inputs, **self.named)
+
+
+class Residual:
+    """left + right, where one of them is a dropout that waits, perhaps of a layer that waits, too."""
+
+    later = Later
+
+    def __call__(self, left: Any, right: Any) -> Any:
+        waiting, x = (left, right) if isinstance(left, Later) else (right, left)
+        p = _probability(waiting)
+        if p is None or not servable(x) or isinstance(x, torch.fx.Proxy):
+            return left.now() + right if waiting is left else left + right.now()
+        value, bias, dim = waiting.inputs[0], None, -1
+        if isinstance(value, Later):
+            layer = value.function
+            entry = _LAYERS.get(type(layer).forward)
+            ours = entry is not None and entry.activated is None and layer.bias is not None and value.inputs
+            if ours and entry is not None and servable(value.inputs[0]) and servable(layer.weight) and plain(layer):
+                value, bias, dim = entry.without_bias(layer, *value.inputs, **value.named), layer.bias, entry.dim
+            else:
+                value = value.now()
+        if not servable(value) or value.dtype != x.dtype or value.shape != x.shape:
+            if bias is not None:  # as the layer would have
+                value = functional.run(value, bias, _IDENTITY, dim, 1.0, None, "auto", False, None)
+            dropped = waiting.function(value, *waiting.inputs[1:], **waiting.named)
+            return dropped + x if waiting is left else x + dropped
+        return functional.run_epilogue(
+            value, bias, _IDENTITY, dim, 1.0, None, "auto", None, p, True, x, None
+        )  # fmt: skip
+
+
+residual = Residual()
+_IDENTITY = registry.get("identity").resolve()
+
+
+def _probability(waiting: Later) -> float | None:
+    """Of a dropout that drops something now."""
+    function = waiting.function
+    if type(function) is nn.Dropout:
+        on = function.training and plain(function) and not function.inplace
+        return float(function.p) if on and 0 < function.p < 1 else None
+    given = dict(zip(_DROPOUT, waiting.inputs[1:], strict=False)) | waiting.named
+    p, training, inplace = (given.get(name, default) for name, default in _DROPOUT.items())
+    usual = function is nn.functional.dropout and isinstance(p, (int, float)) and training is True and not inplace
+    return float(p) if usual and 0 < p < 1 else None
+
+
+_DROPOUT: dict[str, Any] = {"p": 0.5, "training": True, "inplace": False}  # torch.nn.functional.dropout's
+
+
 def glu(input: Any, dim: int = -1) -> Any:
     """torch.nn.functional.glu, in one pass."""
     if servable(input) and isinstance(dim, int) and -input.dim() <= dim < input.dim() and input.size(dim) % 2 == 0:

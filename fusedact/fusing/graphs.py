@@ -149,9 +149,10 @@ def _emit_gate(graph: fx.Graph, root: fx.Node, leaves: list[fx.Node], gate: Gate
     a, b = leaves[::-1] if gate.swapped else leaves
     kernel, scalars, _ = gate.match.resolved
     halves = _halves(a, b)
-    first, second, dim, which = (a, b, -1, "first") if halves is None else (halves[0], None, *halves[1:])
+    whole, dim, which = halves if halves is not None else (a, -1, "first")
     bounds = ("concat", gate.limit, 1.0, gate.offset)
-    settings = (first, second, None, None, kernel, list(scalars), dim, which, *bounds)
+    other = b if halves is None else None
+    settings: tuple[Any, ...] = (whole, other, None, None, kernel, list(scalars), dim, which, *bounds)
     _replace(graph, root, torch.ops.fusedact.gated_act.default, settings)
 
 

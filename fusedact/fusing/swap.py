@@ -34,6 +34,11 @@ def original(module: nn.Module) -> type[nn.Module]:
     return kind
 
 
+def has_dropout(key: tuple[Any, ...]) -> bool:
+    """Whether a class was made with `fuse(..., dropout=True)`, and has a dropout fused."""
+    return key[:1] == ("methods",) and "dropout" in key
+
+
 def restore(module: nn.Module) -> None:
     """Set the class back."""
     if is_fused(module):
@@ -103,7 +108,7 @@ def _renewed(base: type[nn.Module], key: tuple[Any, ...], *args: Any) -> nn.Modu
     if kind is None and key[0] == "glu":
         kind = glu_class(base)
     if kind is None:  # rewritten in another process: read the source again, once the state is there
-        kind = _made(base, ("pending",), {"__setstate__": _awake})
+        kind = _made(base, ("pending", *key[:2]), {"__setstate__": _awake, "fusedact_dropout": has_dropout(key)})
     module.__class__ = kind
     return module
 
@@ -111,10 +116,10 @@ def _renewed(base: type[nn.Module], key: tuple[Any, ...], *args: Any) -> nn.Modu
 def _awake(module: Any, state: Any) -> None:
     from fusedact.fusing import plan
 
-    kind = type(module)
+    kind: Any = type(module)
     module.__class__ = getattr(kind, ORIGINAL)
     if hasattr(module, "__setstate__"):
         module.__setstate__(state)
     else:
         module.__dict__.update(state)
-    plan.again(module)
+    plan.again(module, kind.fusedact_dropout)
