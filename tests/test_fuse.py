@@ -999,12 +999,26 @@ def test_report() -> None:
     assert report.entries[0].line > 100
     assert report.share == pytest.approx(2 / 3)
     assert report.to_dict()["entries"][0]["fused"] is True
-    assert "2 of 3 activations fused" in str(report)
+    assert [e.state for e in report.entries] == ["fused", "alone", "left"]
+    assert "2 of 3 activations fused (67%), 1 of them alone" in str(report)
     assert type(model[0]) is NestedModules, "explain changes nothing"
     pytest.importorskip("rich")
     assert report.table().row_count == 3
     fused = fusedact.fuse(model, exclude="mlp")
     assert [e.fused for e in fusedact.explain(fused).entries] == [False, True, False]
+
+
+def test_report_of_many_layers() -> None:
+    """Layers of one kind take one line, with their number; the entries stay apart."""
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(12)), NestedModules())
+    report = fusedact.explain(model)
+    assert len(report.entries) == 13
+    lines = str(report).splitlines()
+    assert lines[1] == "  fused *.*: linear + relu  ×12  [0, 1]"
+    assert lines[2].startswith("  fused 12: linear + gelu  [")
+    assert len(lines) == 3
+    pytest.importorskip("rich")
+    assert report.table().row_count == 2
 
 
 def test_exclude() -> None:

@@ -197,7 +197,7 @@ def _glu(graph: fx.Graph, node: fx.Node, module: nn.Module | None) -> None:
     x = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(x, fx.Node) or not isinstance(dim, int) or not _alike(x, x):
         return
-    settings = (x, None, None, None, "sigmoid", [], dim, "second", "concat", None, 1.0, 0.0)
+    settings: tuple[Any, ...] = (x, None, None, None, "sigmoid", [], dim, "second", "concat", None, 1.0, 0.0)
     _replace(graph, node, torch.ops.fusedact.gated_act.default, settings)
 
 
