@@ -14,7 +14,7 @@ from fusedact._load import check_build
 
 __version__ = check_build()
 
-from fusedact import cells, functional, fusing, gated, gemm, health, lab, memory, nn, reference, registry
+from fusedact import cells, functional, fusing, gated, gemm, health, lab, memory, nn, reference, registry, sharding
 from fusedact._maxout import maxout
 from fusedact._softmax import log_softmax, softmax
 from fusedact.cells import gru_cell_act, lstm_cell_act
@@ -25,8 +25,10 @@ from fusedact.gated import gated_act
 from fusedact.gemm import linear_act
 from fusedact.health import monitor
 
+sharding.register_when_imported()
+
 __all__ = [
     "__version__", "cells", "compile_pass", "explain", "functional", "fuse", "fusing", "gated", "gated_act", "gemm",
     "gru_cell_act", "health", "lab", "linear_act", "log_softmax", "lstm_cell_act", "maxout", "memory", "monitor", "nn",
-    "reference", "registry", "softmax", "unfuse", *_functions,
+    "reference", "registry", "sharding", "softmax", "unfuse", *_functions,
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line: `python -m fusedact info | list | accuracy | plot | lab | bench | demo | cmake-dir`.
+"""The command line: `python -m fusedact info | list | accuracy | plot | lab | bench | fuse | demo | cmake-dir`.
 
 Turns the registry, the extension's facts and measurements into tables, JSON or Markdown, and hands the rest on. The
 only file that imports typer, apart from the demo and the benchmark.
@@ -295,6 +295,28 @@ def plot(
     if markdown:
         (output / "index.md").write_text("\n".join(pages))
     console.print(f"{len(rows)} pictures in {output}" if len(rows) > 1 else str(picture), markup=False, highlight=False)
+
+
+@app.command()
+def fuse(
+    model: Annotated[
+        str, typer.Argument(help="What makes the model, called without arguments: package.module:factory.")
+    ],
+    dropout: Annotated[bool, typer.Option("--dropout", help="Fuse dropout + residual, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what fusedact.fuse would do to a model: what it fuses, what it leaves, and why."""
+    module, _, name = model.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        made = getattr(importlib.import_module(module), name)()
+        _, report = fusedact.fuse(made, inplace=True, dropout=dropout, report=True)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise typer.BadParameter(f"{model!r} makes no model ({error}); give package.module:factory") from None
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        console.print(report)
 
 
 @app.command("lab")

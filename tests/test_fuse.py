@@ -275,6 +275,18 @@ class GateClamped(Block):
         return (up + 1) * glu
 
 
+@form(gate=2, bias=1)
+class TorchsGlu(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.GLU(dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.gate is not None
+        both = torch.cat([self.fc(x), self.up(x)], -1)
+        return torch.relu(self.out(self.gate(both))) + F.glu(input=both, dim=1)
+
+
 @form(alone=1)
 class Alone(Block):
     def forward(self, x: Tensor) -> Tensor:
@@ -987,12 +999,26 @@ def test_report() -> None:
     assert report.entries[0].line > 100
     assert report.share == pytest.approx(2 / 3)
     assert report.to_dict()["entries"][0]["fused"] is True
-    assert "2 of 3 activations fused" in str(report)
+    assert [e.state for e in report.entries] == ["fused", "alone", "left"]
+    assert "2 of 3 activations fused (67%), 1 of them alone" in str(report)
     assert type(model[0]) is NestedModules, "explain changes nothing"
     pytest.importorskip("rich")
     assert report.table().row_count == 3
     fused = fusedact.fuse(model, exclude="mlp")
     assert [e.fused for e in fusedact.explain(fused).entries] == [False, True, False]
+
+
+def test_report_of_many_layers() -> None:
+    """Layers of one kind take one line, with their number; the entries stay apart."""
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(12)), NestedModules())
+    report = fusedact.explain(model)
+    assert len(report.entries) == 13
+    lines = str(report).splitlines()
+    assert lines[1] == "  fused *.*: linear + relu  ×12  [0, 1]"
+    assert lines[2].startswith("  fused 12: linear + gelu  [")
+    assert len(lines) == 3
+    pytest.importorskip("rich")
+    assert report.table().row_count == 2
 
 
 def test_exclude() -> None:
@@ -1149,6 +1175,44 @@ def test_backend() -> None:
     assert not any(getattr(n.target, "__name__", "") in ACTIVATIONS for g in graphs for n in g.nodes)
 
 
+class GatesInGraphs(Block):
+    """Gates of two tensors, of the halves of one in either order, and torch's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.glu = nn.Linear(8, 16), nn.GLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.fc(x)) * self.up(x)
+        value, gate = self.both(x).chunk(2, -1)
+        x = value * F.gelu(gate)
+        gate, value = torch.split(self.both(x), 8, dim=-1)
+        x = torch.relu(gate) * value
+        parts = self.both(x).chunk(4, -1)
+        x = torch.cat([x[:, :4] * 0 + torch.sigmoid(parts[0]) * parts[2], parts[1]], -1)  # not two halves
+        return F.glu(self.both(x), 1) + self.glu(self.both(x))
+
+
+def test_gates_in_graphs() -> None:
+    """Halves stay one tensor, whose gradient is then written at once."""
+    model = GatesInGraphs()
+    wanted = compiled(model)
+    graphs = []
+
+    def watched(module: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        made = fusedact.fusing.backend(module, inputs)
+        graphs.append(module.graph)
+        return made
+
+    torch.testing.assert_close(compiled(model, backend=watched), wanted, rtol=1e-4, atol=1e-5)
+    [graph] = graphs
+    calls = [n.args for n in graph.nodes if n.target is torch.ops.fusedact.gated_act.default]
+    assert [(a[4], a[1] is not None, a[7]) for a in calls] == [
+        ("silu", True, "first"), ("gelu", False, "second"), ("relu", False, "first"), ("sigmoid", True, "first"),
+        ("sigmoid", False, "second"), ("sigmoid", False, "second"),
+    ]  # fmt: skip
+
+
 def test_backend_by_its_name() -> None:
     from torch._dynamo.backends.registry import list_backends
 
@@ -1196,3 +1260,134 @@ def test_no_name_of_a_third_party() -> None:
     names = re.compile(r"(?i)\b(llama|bert|mistral|whisper|timm|torchvision|transformers|huggingface|resnet\w*|peft)\b")
     for path in pathlib.Path(fusedact.__file__).parent.joinpath("fusing").glob("*.py"):
         assert not names.search(path.read_text()), path
+
+
+# Dropout and residual, on request
+
+
+class Dropped(Block):
+    """A residual and a dropout, as they are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.25)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.fc(x))
+        h = self.out(x)
+        h = self.drop(h)
+        h = torch.cos(h + x)
+        y = F.dropout(self.up(h), 0.25, training=self.training) + h
+        return y + self.drop(self.act(self.fc(y)))
+
+
+def ran_epilogues(model: nn.Module, x: Tensor) -> list[bool]:
+    """For each fused residual: whether it had a bias."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.fusedact.bias_act_epilogue.default:
+                seen.append(args[1] is not None)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Watch():
+        model(x)
+    return seen
+
+
+def test_dropout_and_residual() -> None:
+    """One operator with the layer's bias; only if asked, only in training; in evaluation the author's code runs."""
+    model = Dropped()
+    x = torch.randn(5, 8)
+    assert ran_epilogues(fusedact.fuse(model), x) == []
+    fused, report = fusedact.fuse(model, dropout=True, report=True)
+    whats = collections.Counter(e.what for e in report.fused)
+    assert whats == {"linear + dropout + residual": 2, "dropout + residual": 2, "linear + gelu": 1}
+    assert ran_epilogues(fused, x) == [True, True, False, False]
+    assert "4 of" not in str(report.left)
+    assert fusedact.explain(fused).share == 1.0
+    for m in (model, fused):
+        m.eval()
+    assert ran_epilogues(fused, x) == []
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-6)
+    for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert ran_epilogues(other.train(), x) == [True, True, False, False]
+    fusedact.unfuse(fused)
+    assert type(fused) is Dropped
+
+
+def test_dropout_and_residual_in_a_process_that_has_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fusedact.fusing import swap
+
+    data = pickle.dumps(fusedact.fuse(Dropped(), dropout=True))
+    monkeypatch.setattr(swap, "_CLASSES", {})
+    assert ran_epilogues(pickle.loads(data), torch.randn(5, 8)) == [True, True, False, False]
+
+
+def test_dropout_has_the_same_distribution() -> None:
+    """Each element is x + 0 or x + y / (1 - p), as often as p says, and its gradient is 0 or 1 / (1 - p) with it."""
+
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.drop = nn.Linear(8, 4096), nn.Dropout(0.25)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return y + self.drop(self.fc(x))
+
+    model = One()
+    fused = fusedact.fuse(model, dropout=True)
+    x, y = torch.randn(16, 8), torch.randn(16, 4096)
+    full = model.fc(x) / 0.75
+    got = fused(x, y)
+    kept = ((got - y).abs() > (full - (got - y)).abs()).float().detach()
+    torch.testing.assert_close(got, y + kept * full, rtol=1e-4, atol=1e-5)
+    n = kept.numel()
+    assert abs(float(kept.sum()) - 0.75 * n) < 5 * (n * 0.75 * 0.25) ** 0.5
+    got.sum().backward()
+    torch.testing.assert_close(fused.fc.bias.grad, kept.sum(0) / 0.75, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(fused(x, y), got), "another mask at the next call"
+    torch.manual_seed(3)
+    first = fused(x, y)
+    torch.manual_seed(3)
+    assert torch.equal(fused(x, y), first)
+
+
+class DropoutReadTwice(Dropped):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(self.fc(x))
+        return x + h + h.sin()
+
+
+class DropoutOfSomethingWrittenOver(Dropped):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc(x)
+        y = self.drop(h)
+        h.mul_(0)
+        return x + y
+
+
+class OtherShape(Dropped):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[0] + self.drop(self.fc(x))
+
+
+@pytest.mark.parametrize("cls", [DropoutReadTwice, DropoutOfSomethingWrittenOver, OtherShape], ids=lambda c: c.__name__)
+def test_dropout_that_is_left(cls: type[Block]) -> None:
+    """The author's code runs, with the author's mask."""
+    model = cls()
+    fused = fusedact.fuse(model, dropout=True)
+    x = torch.randn(5, 8)
+    assert ran_epilogues(fused, x) == []
+    torch.manual_seed(3)
+    wanted = model(x)
+    torch.manual_seed(3)
+    torch.testing.assert_close(fused(x), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_compiles_whole() -> None:
+    fused = fusedact.fuse(Dropped(), dropout=True)
+    y = torch.compile(fused, backend="eager", fullgraph=True)(torch.randn(5, 8))
+    y.sum().backward()
+    assert fused.fc.bias.grad is not None

@@ -88,12 +88,25 @@ def beyond(got: list[Tensor | None], wanted: list[Tensor | None]) -> float:
     return worst
 
 
+def farther(got: list[Tensor | None], wanted: list[Tensor | None], exact: list[Tensor | None]) -> list[str]:
+    """Tensors beyond the bar whose error, in norm, exceeds twice the original's by more than 8 roundings of it."""
+    found = []
+    for i, (a, b, truth) in enumerate(zip(got, wanted, exact, strict=True)):
+        if a is not None and b is not None and truth is not None:
+            mine, theirs = (float((t.double() - truth).norm()) for t in (a, b))
+            allowed = 2 * theirs + 8 * torch.finfo(torch.float32).eps * float(truth.norm())
+            if beyond([a], [truth]) > 1 and not mine <= allowed:
+                found.append(f"tensor {i}: {mine:.3g} from float64, the original {theirs:.3g}, norm {truth.norm():.3g}")
+    return found
+
+
 @animals
 def test_zoo(animal: Animal) -> None:
     """>= 95 % fused, by the report and by what runs; outputs and gradients within the bar, in both modes.
 
-    Where float32 itself misses the bar (the original against itself in float64: batch norm over a few elements), the
-    fused model must come as near to float64 as the original, up to a factor of two.
+    An element that cancels, and batch norm over a few elements, miss the bar by rounding alone. Then float64 decides:
+    both models are float32 computations of one function in different orders, so every tensor of the fused one must be
+    as near to float64 as the original's, in norm, where single elements average out (`farther`).
     """
     torch.manual_seed(0)
     model = animal.make()
@@ -106,10 +119,12 @@ def test_zoo(animal: Animal) -> None:
     assert not report.unread, str(report)
     assert fused.state_dict().keys() == model.state_dict().keys()
     for training in (True, False):
+        fused.load_state_dict(model.state_dict())  # the same running statistics
+        exactly = animal_in_double(animal, model)
         got, wanted = results(fused.train(training), inputs), results(model.train(training), inputs)
         if beyond(got, wanted) > 1:
-            exact = results(animal_in_double(animal, model).train(training), inputs, torch.float64)
-            assert beyond(got, exact) <= 2 * beyond(wanted, exact), f"training={training}"
+            exact = results(exactly.train(training), inputs, torch.float64)
+            assert not farther(got, wanted, exact), f"training={training}"
     before, after = counted(model.eval(), inputs), counted(fused.eval(), inputs)
     assert before
     assert after <= 0.05 * before

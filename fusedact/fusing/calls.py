@@ -34,12 +34,13 @@ _PLAIN = (Tensor, nn.Parameter)
 def servable(x: Any) -> bool:
     """Whether the operators take `x`: a dense floating-point tensor, or one that stands for such a tensor."""
     if type(x) in _PLAIN:
-        return x.dtype in DTYPES and x.device.type in DEVICES and x.layout is torch.strided
+        return (x.is_cpu or x.device.type in DEVICES) and x.dtype in DTYPES and x.layout is torch.strided
     if isinstance(x, torch.fx.Proxy):
         return True
-    if type(x).__name__ in ("FakeTensor", "FunctionalTensor"):  # torch.export; ONNX has none of our operators
+    kind = type(x).__name__
+    if kind in ("FakeTensor", "FunctionalTensor"):  # torch.export; ONNX has none of our operators
         return x.dtype in DTYPES and not torch.onnx.is_in_onnx_export()
-    return False
+    return kind == "DTensor" and x.dtype in DTYPES and x.device.type in DEVICES  # sharding.py has the rules
 
 
 def plain(module: nn.Module) -> bool:
@@ -64,7 +65,20 @@ def resolve(role: Role, module: nn.Module, x: Tensor) -> registry.Resolved:
         return role.match.resolved
     if not role.names:
         return role.row.resolve()
-    return role.row.resolve(x, **{name: getattr(module, name) for name in role.names})
+    values = tuple([getattr(module, name) for name in role.names])
+    try:
+        known = _RESOLVED.get((role.row.name, values))
+    except TypeError:  # something that cannot be a key
+        known = None
+    if known is not None:
+        return known
+    resolved = role.row.resolve(x, **dict(zip(role.names, values, strict=True)))
+    if all(isinstance(v, (int, float, str)) for v in values):
+        _RESOLVED[role.row.name, values] = resolved
+    return resolved
+
+
+_RESOLVED: dict[Any, registry.Resolved] = {}  # of settings that are numbers and words: checking them takes 2 µs
 
 
 def activate(module: Any, x: Tensor) -> Tensor:
@@ -116,7 +130,7 @@ def after(act: Any, layer: Any, *inputs: Any, **named: Any) -> Any:
         or entry is None
         or not inputs
         or not servable(inputs[0])
-        or (layer.weight is not None and not servable(layer.weight))
+        or not _has_servable_weight(layer)
         or not plain(layer)
         or not plain(act)
     ):
@@ -134,6 +148,14 @@ def after(act: Any, layer: Any, *inputs: Any, **named: Any) -> Any:
     return functional.run(product, layer.bias, resolved, entry.dim, gain, None, "auto", overwritable(resolved), None)
 
 
+def _has_servable_weight(layer: Any) -> bool:
+    own = layer.__dict__["_parameters"]  # torch.nn.Module's __getattr__ takes a microsecond
+    weight = own.get("weight")
+    if weight is None:
+        weight = layer.weight
+    return weight is None or servable(weight)
+
+
 def _normalises(entry: Layer, x: Any, match: Match | None) -> bool:
     """Whether a norm takes its activation along: not where that is slower, nor where a compiler fuses both itself."""
     return (
@@ -142,6 +164,78 @@ def _normalises(entry: Layer, x: Any, match: Match | None) -> bool:
         and not torch.compiler.is_compiling()
         and x.numel() >= entry.least
     )
+
+
+class Later:
+    """A call that waits until it is known what follows."""
+
+    def __init__(self, function: Any, *inputs: Any, **named: Any) -> None:
+        self.function, self.inputs, self.named = function, inputs, named
+
+    def now(self) -> Any:
+        """What the author wrote."""
+        inputs = [i.now() if isinstance(i, Later) else i for i in self.inputs]
+        return self.function(*inputs, **self.named)
+
+
+class Residual:
+    """left + right, where one of them is a dropout that waits, perhaps of a layer that waits, too."""
+
+    later = Later
+
+    def __call__(self, left: Any, right: Any) -> Any:
+        waiting, x = (left, right) if isinstance(left, Later) else (right, left)
+        p = _probability(waiting)
+        if p is None or not servable(x) or isinstance(x, torch.fx.Proxy):
+            return left.now() + right if waiting is left else left + right.now()
+        value, bias, dim = waiting.inputs[0], None, -1
+        if isinstance(value, Later):
+            layer = value.function
+            entry = _LAYERS.get(type(layer).forward)
+            ours = entry is not None and entry.activated is None and layer.bias is not None and value.inputs
+            if ours and entry is not None and servable(value.inputs[0]) and servable(layer.weight) and plain(layer):
+                value, bias, dim = entry.without_bias(layer, *value.inputs, **value.named), layer.bias, entry.dim
+            else:
+                value = value.now()
+        if not servable(value) or value.dtype != x.dtype or value.shape != x.shape:
+            if bias is not None:  # as the layer would have
+                value = functional.run(value, bias, _IDENTITY, dim, 1.0, None, "auto", False, None)
+            dropped = waiting.function(value, *waiting.inputs[1:], **waiting.named)
+            return dropped + x if waiting is left else x + dropped
+        return functional.run_epilogue(
+            value, bias, _IDENTITY, dim, 1.0, None, "auto", None, p, True, x, None
+        )  # fmt: skip
+
+
+residual = Residual()
+_IDENTITY = registry.get("identity").resolve()
+
+
+def _probability(waiting: Later) -> float | None:
+    """Of a dropout that drops something now."""
+    function = waiting.function
+    if type(function) is nn.Dropout:
+        on = function.training and plain(function) and not function.inplace
+        return float(function.p) if on and 0 < function.p < 1 else None
+    given = dict(zip(_DROPOUT, waiting.inputs[1:], strict=False)) | waiting.named
+    p, training, inplace = (given.get(name, default) for name, default in _DROPOUT.items())
+    usual = function is nn.functional.dropout and isinstance(p, (int, float)) and training is True and not inplace
+    return float(p) if usual and 0 < p < 1 else None
+
+
+_DROPOUT: dict[str, Any] = {"p": 0.5, "training": True, "inplace": False}  # torch.nn.functional.dropout's
+
+
+def glu(input: Any, dim: int = -1) -> Any:
+    """torch.nn.functional.glu, in one pass."""
+    if servable(input) and isinstance(dim, int) and -input.dim() <= dim < input.dim() and input.size(dim) % 2 == 0:
+        return fusedact.gated_act(input, None, "sigmoid", dim=dim, gate="second")
+    return nn.functional.glu(input, dim)
+
+
+def glu_forward(module: Any, input: Any) -> Any:
+    """The forward of torch.nn.GLU once it is fused."""
+    return glu(input, module.dim)
 
 
 def chain(sequential: Any, input: Any) -> Any:
@@ -212,7 +306,7 @@ def make_after(match: Match, check: Check, formula: Callable[..., Any]) -> Calla
             entry is None
             or not inputs
             or not servable(inputs[0])
-            or (layer.weight is not None and not servable(layer.weight))
+            or not _has_servable_weight(layer)
             or (entry.activated is not None and not _normalises(entry, inputs[0], match))
             or not plain(layer)
             or not check(live)

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 import fusedact  # noqa: F401  registers the operators
 from fusedact.fusing import recognise, roles
 from fusedact.fusing.calls import DEVICES, DTYPES
-from fusedact.fusing.recognise import Match
+from fusedact.fusing.recognise import Gate, Match
 from fusedact.fusing.source import tensor_functions
 
 _ARITHMETIC = {
@@ -39,6 +39,8 @@ def compile_pass(graph: fx.Graph) -> None:
     """
     module = graph.owning_module
     claimed: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        _glu(graph, node, module)
     for node in reversed(list(graph.nodes)):
         if node in claimed or not _elementwise(node, module):
             continue
@@ -101,7 +103,12 @@ def _rewrite(graph: fx.Graph, root: fx.Node, module: nn.Module | None) -> Iterab
             match = recognise.identify(function)
             if match is not None and _emit(graph, root, leaves[0], None, match, order, module):
                 return inner
-        elif any(map(_is_vector, leaves)) and recognise.of_a_sum(function):
+            continue
+        gate = recognise.identify_gate(function) if _alike(*leaves) else None
+        if gate is not None and gate.match.gain == 1.0:
+            _emit_gate(graph, root, leaves, gate)
+            return inner
+        if any(map(_is_vector, leaves)) and recognise.of_a_sum(function):
             bias = next(n for n in leaves if _is_vector(n))
             x = next(n for n in leaves if n is not bias)
             ordered = functools.partial(_evaluate, order, [x, bias], module)
@@ -123,6 +130,75 @@ def _writes(node: fx.Node, value: fx.Node) -> bool:
         or node.kwargs.get("inplace") is True
         or node.kwargs.get("out") is value
     )
+
+
+def _alike(a: fx.Node, b: fx.Node) -> bool:
+    """Whether both are tensors of one shape and dtype that the operators take."""
+    x, y = _value(a), _value(b)
+    return (
+        isinstance(x, Tensor)
+        and isinstance(y, Tensor)
+        and (x.shape, x.dtype, x.device) == (y.shape, y.dtype, y.device)
+        and x.dtype in DTYPES
+        and x.device.type in DEVICES
+    )
+
+
+def _emit_gate(graph: fx.Graph, root: fx.Node, leaves: list[fx.Node], gate: Gate) -> None:
+    """Put `gated_act` in the place of `root`: of the whole tensor, where the leaves are its halves."""
+    a, b = leaves[::-1] if gate.swapped else leaves
+    kernel, scalars, _ = gate.match.resolved
+    halves = _halves(a, b)
+    whole, dim, which = halves if halves is not None else (a, -1, "first")
+    bounds = ("concat", gate.limit, 1.0, gate.offset)
+    other = b if halves is None else None
+    settings: tuple[Any, ...] = (whole, other, None, None, kernel, list(scalars), dim, which, *bounds)
+    _replace(graph, root, torch.ops.fusedact.gated_act.default, settings)
+
+
+def _replace(graph: fx.Graph, root: fx.Node, operator: Callable[..., Any], settings: tuple[Any, ...]) -> None:
+    with graph.inserting_before(root):
+        fused = graph.call_function(operator, settings)
+    fused.meta = dict(root.meta)
+    root.replace_all_uses_with(fused)
+    graph.erase_node(root)
+
+
+def _halves(a: fx.Node, b: fx.Node) -> tuple[fx.Node, int, str] | None:
+    """(whole, dim, which half `a` is), if `a` and `b` are the two halves of one tensor, and of nothing else."""
+    parts = a.args[0] if a.target is operator.getitem else None
+    if not isinstance(parts, fx.Node) or b.target is not operator.getitem or b.args[0] is not parts:
+        return None
+    whole = parts.all_input_nodes[0] if len(parts.all_input_nodes) == 1 else None
+    x, half = (_value(whole), _value(a)) if whole is not None else (None, None)
+    if not isinstance(x, Tensor) or not isinstance(half, Tensor) or x.dim() != half.dim():
+        return None
+    if parts.target not in _SPLITS or {a.args[1], b.args[1]} != {0, 1}:
+        return None
+    different = [d for d in range(x.dim()) if x.size(d) != half.size(d)]
+    if len(different) != 1 or x.size(different[0]) != 2 * half.size(different[0]):
+        return None
+    assert whole is not None
+    return whole, different[0], "first" if a.args[1] == 0 else "second"
+
+
+_SPLITS = {"chunk", "split", "tensor_split", torch.chunk, torch.split, torch.functional.split, torch.tensor_split}
+
+
+def _glu(graph: fx.Graph, node: fx.Node, module: nn.Module | None) -> None:
+    """torch.nn.functional.glu, or its module, as one operator."""
+    called = _target(node, module)
+    if type(called) is nn.GLU and not called._forward_hooks and not called._forward_pre_hooks:
+        dim: Any = called.dim
+    elif node.target is torch.nn.functional.glu:
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", -1)
+    else:
+        return
+    x = node.args[0] if node.args else node.kwargs.get("input")
+    if not isinstance(x, fx.Node) or not isinstance(dim, int) or not _alike(x, x):
+        return
+    settings: tuple[Any, ...] = (x, None, None, None, "sigmoid", [], dim, "second", "concat", None, 1.0, 0.0)
+    _replace(graph, node, torch.ops.fusedact.gated_act.default, settings)
 
 
 def _at_zero(function: Callable[..., Any], v: Tensor) -> Any:

@@ -26,6 +26,7 @@ def fuse(
     exclude: Exclude = (),
     report: bool = False,
     verify: bool = False,
+    dropout: bool = False,
 ) -> Any:
     """The model with its activations fused: with the bias of the layer before them where that is safe.
 
@@ -41,6 +42,9 @@ def fuse(
         report: return (model, Report).
         verify: run the original and the fused model on `example_inputs`, in training and evaluation mode, and undo
             what makes outputs or gradients differ by more than the dtype's tolerance.
+        dropout: fuse `x + dropout(y)` too, with the bias of the layer that makes y: one pass, and no mask in memory.
+            In training the elements that are dropped are others than torch would drop under the same seed, with the
+            same probability; in evaluation mode the author's code runs. So it is a choice, and `verify` undoes it.
 
     Raises:
         TypeError: `model` is no module, or `exclude` holds something else than names, classes and modules.
@@ -61,7 +65,7 @@ def fuse(
             ) from error
         by_name = dict(model.named_modules())
         skipped = {id(by_name[names[i]]) for i in skipped if i in names}
-    plans = _plans(model, skipped)
+    plans = _plans(model, skipped, dropout)
     note = ""
     if verify:
         from fusedact.fusing.verify import settle
@@ -94,9 +98,10 @@ def explain(model: nn.Module) -> Report:
     """What is fused in a model and what is left, and why; for a model that is not fused, what `fuse` would do."""
     before = [(m, type(m)) for m in model.modules()]
     fused = any(swap.is_fused(m) for m in model.modules())
+    dropout = any(swap.has_dropout(getattr(type(m), "fusedact_key", ())) for m in model.modules())
     unfuse(model)
     try:
-        plans = _plans(model, set())
+        plans = _plans(model, set(), dropout)
     finally:
         for module, kind in before:
             module.__class__ = kind
@@ -112,12 +117,12 @@ def _as_it_is(made: Plan) -> Plan:
     return made
 
 
-def _plans(model: nn.Module, skipped: set[int]) -> list[Plan]:
+def _plans(model: nn.Module, skipped: set[int], dropout: bool) -> list[Plan]:
     plans = []
     for name, module in model.named_modules():
         if swap.is_fused(module):
             swap.restore(module)
-        made = planning.plan(module, name)
+        made = planning.plan(module, name, dropout)
         if id(module) in skipped and (made.kind is not None or made.entries):
             made.kind = None
             made.entries = [Entry(e.name, e.what, False, "excluded", e.text, e.line) for e in made.entries]

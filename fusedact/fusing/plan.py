@@ -32,18 +32,18 @@ class Plan:
     unread: list[str] = field(default_factory=list)
 
 
-def plan(module: nn.Module, name: str = "") -> Plan:
+def plan(module: nn.Module, name: str = "", dropout: bool = False) -> Plan:
     """What would be done to `module`; nothing is changed."""
     made = Plan(module, name)
     try:
-        return _planned(made)
+        return _planned(made, dropout)
     except Exception as error:  # a class that cannot have subclasses, a formula that nobody foresaw
         why = f"{type(error).__name__}: {error}"
         entries = [Entry(e.name, e.what, False, why, e.text, e.line) for e in made.entries]
         return Plan(module, name, entries=entries, unread=[why])
 
 
-def _planned(made: Plan) -> Plan:
+def _planned(made: Plan, dropout: bool) -> Plan:
     module, name = made.module, made.name
     kind = swap.original(module)
     if "forward" in module.__dict__:
@@ -56,13 +56,16 @@ def _planned(made: Plan) -> Plan:
     if role is not None:
         made.role, made.kind = role, swap.activation_class(kind, role)
         made.entries.append(Entry(name, str(role), True))
+    elif kind is nn.GLU:
+        made.kind = swap.glu_class(kind)
+        made.entries.append(Entry(name, "sigmoid gate", True))
     elif _random(kind):
         made.entries.append(Entry(name, kind.__name__.lower(), False, "it draws random numbers, and would draw others"))
     elif isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward:
         if getattr(kind, "__iter__", None) is nn.Sequential.__iter__:
             _chain(made, kind)
     elif not _torchs(kind):
-        _methods(made, kind)
+        _methods(made, kind, dropout)
     return made
 
 
@@ -101,14 +104,14 @@ def _chain(made: Plan, kind: type[nn.Module]) -> None:
             made.served.append(act)
 
 
-def _methods(made: Plan, kind: type[nn.Module]) -> None:
+def _methods(made: Plan, kind: type[nn.Module], dropout: bool) -> None:
     """Sites in the methods that the class and its bases define."""
     found: dict[str, tuple[types.FunctionType, types.FunctionType, Parsed, list[sites.Site]]] = {}
     for name, owner, function in _own_methods(kind):
         try:
             inner = edit.innermost(function)
             parsed = parse(inner, owner)
-            here = sites.find(Reader(parsed, made.module, roles.elementwise))
+            here = sites.find(Reader(parsed, made.module, roles.elementwise), dropout)
         except NoSource as why:
             if name == "forward":
                 made.unread.append(str(why))
@@ -166,8 +169,8 @@ def _may_compute(function: types.FunctionType) -> bool:
         return False
 
 
-def again(module: nn.Module) -> None:
+def again(module: nn.Module, dropout: bool) -> None:
     """Fuse one module that was fused when it was pickled."""
-    made = plan(module)
+    made = plan(module, dropout=dropout)
     if made.kind is not None:
         module.__class__ = made.kind

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -16,6 +17,13 @@ class Entry:
     reason: str = ""  # why it is left, or why no more of it is fused
     text: str = ""  # the source
     line: int = 0
+
+    @property
+    def state(self) -> str:
+        """ "fused" with what stands around it, "alone" (by itself, in one pass), or "left" as it was."""
+        if not self.fused:
+            return "left"
+        return "fused" if " + " in self.what or self.what.endswith("gate") else "alone"
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,10 @@ class Report:
         from rich.table import Table
 
         table = Table("module", "activation", "", "source", "why", title=self._title())
-        for e in self.entries:
+        for e, times in self._grouped():
             where = f"{e.text} (line {e.line})" if e.line else e.text
-            cells = (e.name or "(the model)", e.what, "fused" if e.fused else "left", where, e.reason)
-            table.add_row(*map(escape, cells))
+            what = e.what + f"  ×{times}" * (times > 1)
+            table.add_row(*map(escape, (e.name or "(the model)", what, e.state, where, e.reason)))
         for name, why in self.unread:
             table.add_row(escape(name or "(the model)"), "", "not read", "", escape(why))
         return table
@@ -67,13 +75,23 @@ class Report:
 
     def _title(self) -> str:
         note = f"; {self.note}" if self.note else ""
-        return f"{len(self.fused)} of {len(self.entries)} activations fused ({self.share:.0%}){note}"
+        alone = sum(e.state == "alone" for e in self.entries)
+        kinds = f", {alone} of them alone" if alone else ""
+        return f"{len(self.fused)} of {len(self.entries)} activations fused ({self.share:.0%}){kinds}{note}"
+
+    def _grouped(self) -> list[tuple[Entry, int]]:
+        """Entries that differ in the numbers of their names only, once, with how many there are."""
+        groups: dict[Entry, list[Entry]] = {}
+        for e in self.entries:
+            groups.setdefault(replace(e, name=re.sub(r"\b\d+\b", "*", e.name)), []).append(e)
+        return [(common if len(all_) > 1 else all_[0], len(all_)) for common, all_ in groups.items()]
 
     def __str__(self) -> str:
         lines = [self._title()]
-        for e in self.entries:
-            why = f": {e.reason}" if e.reason else ""
+        for e, times in self._grouped():
+            why = f" ({e.reason})" if e.reason else ""
             where = f"  [{e.text}]" if e.text else ""
-            lines.append(f"  {'fused' if e.fused else 'left '} {e.name or '(the model)'}: {e.what}{why}{where}")
+            many = f"  ×{times}" if times > 1 else ""
+            lines.append(f"  {e.state:5} {e.name or '(the model)'}: {e.what}{many}{why}{where}")
         lines += [f"  not read {name or '(the model)'}: {why}" for name, why in self.unread]
         return "\n".join(lines)

@@ -117,6 +117,13 @@ def is_layer(module: nn.Module) -> bool:
     return type(module).forward in torch_layers()
 
 
+def takes_residual(module: nn.Module) -> bool:
+    """Whether the module's bias can be added with a dropout and a residual."""
+    if not is_layer(module) or why_not_a_layer(module) is not None:
+        return False
+    return torch_layers()[type(module).forward].activated is None and module.bias is not None
+
+
 def module_role(module: Any) -> Role | None:
     """The activation that `module` is, or None."""
     if not isinstance(module, nn.Module):

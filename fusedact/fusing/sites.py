@@ -48,14 +48,19 @@ class Cone:
     inner: list[Value]
 
 
-def find(reader: Reader) -> list[Site]:
-    """Every site of a method, outermost formulas first."""
+def find(reader: Reader, dropout: bool = False) -> list[Site]:
+    """Every site of a method, outermost formulas first; with `dropout`, residual + dropout(...) too."""
     found: list[Site] = []
     for run in reader.runs:
         claimed: set[int] = set()
         for value in reversed(run.values):
-            if value.kind == "operator" and id(value) not in claimed:
+            if (value.kind == "operator" or _is_glu(value)) and id(value) not in claimed:
                 finder = _Finder(reader, run)
+                residual = finder.residual(value) if dropout else None
+                if residual is not None:
+                    found.append(residual)
+                    claimed.add(id(value))
+                    continue
                 site, inner = finder.at(value)
                 if site is not None:
                     found.append(site)
@@ -105,6 +110,12 @@ class _Finder:
             halt.update(id(v) for v in open_)
 
     def at(self, root: Value) -> tuple[Site | None, list[Value]]:
+        if _is_glu(root):
+            call = root.node
+            assert isinstance(call, ast.Call)
+            glu = Site("sigmoid gate", _text(root), _line(root), helper=calls.glu)
+            glu.edits[id(call)] = lambda name: ast.Call(_load(name), call.args, call.keywords)
+            return glu, [root]
         tried: set[frozenset[int]] = set()
         below = root.parts
         stops = [
@@ -249,6 +260,39 @@ class _Finder:
         )
         return self.checked(site, cone, [x])
 
+    def residual(self, root: Value) -> Site | None:
+        """x + dropout(y), and y's bias if a layer makes it: the calls wait, and the sum makes all of them at once."""
+        node = root.node
+        if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Add) or len(root.parts) != 2:
+            return None
+        drop = next((v for v in root.parts if _is_dropout(v)), None)
+        if drop is None or not self.waits(drop, root, root):
+            return None
+        site = Site("dropout + residual", _text(root), _line(root), helper=calls.residual)
+        waiting = [drop]
+        value = drop.given[0]
+        target = value.function.object if value.function is not None else None
+        alone = value.kind == "call" and self.waits(value, drop, root)
+        if alone and isinstance(target, nn.Module) and roles.takes_residual(target):
+            site.what = f"{type(target).__name__.lower()} + {site.what}"
+            waiting.append(value)
+        for call in waiting:
+            site.edits[id(call.node)] = lambda name, call=call.node: ast.Call(  # type: ignore[misc]
+                ast.Attribute(_load(name), "later", ast.Load()), [call.func, *call.args], call.keywords
+            )
+        site.edits[id(node)] = lambda name: ast.Call(_load(name), [node.left, node.right], [])
+        return site
+
+    def waits(self, call: Value, reader: Value, root: Value) -> bool:
+        """Whether a call can be made in the place of `root`: only `reader` reads it, and nobody writes its inputs."""
+        if call.escapes or len(call.names) > 1 or any(r is not reader for r, _ in call.readers):
+            return False
+        between = range(call.at + 1, root.at + 1)
+        if any(at in between for at in self.run.mutations):
+            return False
+        readers = (r for v in call.given for r, at in v.readers if at in between)
+        return all(r is not None and r.kind == "operator" for r in readers)
+
     # What they share
 
     def layer(self, cone: Cone, leaf: Value) -> tuple[str, str]:
@@ -341,6 +385,22 @@ class _Finder:
 
     def formula(self, cone: Cone) -> Formula:
         return Formula(self.reader, self.run, cone)
+
+
+def _is_dropout(value: Value) -> bool:
+    """A call of torch.nn.Dropout, or of its function, with one tensor."""
+    if value.kind != "call" or value.function is None or not isinstance(value.node, ast.Call) or not value.given:
+        return False
+    target, arguments = value.function.object, value.node.args
+    if any(isinstance(a, ast.Starred) for a in arguments) or any(k.arg is None for k in value.node.keywords):
+        return False
+    if type(target) is nn.Dropout:
+        return len(arguments) == 1 and not value.node.keywords
+    return target is nn.functional.dropout and len(arguments) >= 1
+
+
+def _is_glu(value: Value) -> bool:
+    return value.function is not None and value.function.object is nn.functional.glu
 
 
 def _zeros(v: Tensor) -> Tensor:
@@ -464,4 +524,6 @@ def _forward_of(module: nn.Module) -> Callable[..., Any]:
 
 def signature(sites: Iterable[Site]) -> tuple[str, ...]:
     """What tells two rewritings of one class apart."""
-    return tuple(f"{s.line}:{s.text}:{s.what}" for s in sites if not s.reason)
+    here = [s for s in sites if not s.reason]
+    marks = ["dropout"] if any(s.helper is calls.residual for s in here) else []
+    return (*marks, *(f"{s.line}:{s.text}:{s.what}" for s in here))

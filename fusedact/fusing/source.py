@@ -48,6 +48,7 @@ class Value:
     live: bool = False  # read off the instance: may be another at the next call
     parts: tuple[Value, ...] = ()  # the operands that are no constants
     function: Value | None = None  # of a call
+    given: tuple[Value, ...] = ()  # to a call
     names: list[str] = field(default_factory=list)  # what it is assigned to
     readers: list[tuple[Value | None, int]] = field(default_factory=list)  # None: somebody outside the graph
     escapes: bool = False  # may be read after its run, or in another scope
@@ -494,9 +495,9 @@ class Reader:
     def called(self, node: ast.Call, function: Value | None, parts: list[Value]) -> Value:
         if function is not None and function.kind == "opaque":
             function.readers.append((None, self.at))
-        result = self.make("call", node, function=function)
+        result = self.make("call", node, function=function, given=tuple(parts))
         for part in parts:
-            part.readers.append((None, self.at))
+            part.readers.append((result, self.at))
         return result
 
     def _starred(self, node: ast.Starred) -> Value:

@@ -34,6 +34,11 @@ def original(module: nn.Module) -> type[nn.Module]:
     return kind
 
 
+def has_dropout(key: tuple[Any, ...]) -> bool:
+    """Whether a class was made with `fuse(..., dropout=True)`, and has a dropout fused."""
+    return key[:1] == ("methods",) and "dropout" in key
+
+
 def restore(module: nn.Module) -> None:
     """Set the class back."""
     if is_fused(module):
@@ -45,6 +50,11 @@ def activation_class(kind: type[nn.Module], role: Role) -> type[nn.Module]:
     match = role.match and (role.match.row.name, role.match.params, role.match.gain, role.match.inplace)
     key = ("activation", role.row.name, role.names, match)
     return _made(kind, key, {calls.ROLE: role, "forward": calls.forward_of(role)})
+
+
+def glu_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """torch.nn.GLU in one pass."""
+    return _made(kind, ("glu",), {"forward": calls.glu_forward})
 
 
 def chain_class(kind: type[nn.Module]) -> type[nn.Module]:
@@ -95,8 +105,10 @@ def _renewed(base: type[nn.Module], key: tuple[Any, ...], *args: Any) -> nn.Modu
         kind = activation_class(base, Role(registry.get(row), names, found))
     if kind is None and key[0] == "chain":
         kind = chain_class(base)
+    if kind is None and key[0] == "glu":
+        kind = glu_class(base)
     if kind is None:  # rewritten in another process: read the source again, once the state is there
-        kind = _made(base, ("pending",), {"__setstate__": _awake})
+        kind = _made(base, ("pending", *key[:2]), {"__setstate__": _awake, "fusedact_dropout": has_dropout(key)})
     module.__class__ = kind
     return module
 
@@ -104,10 +116,10 @@ def _renewed(base: type[nn.Module], key: tuple[Any, ...], *args: Any) -> nn.Modu
 def _awake(module: Any, state: Any) -> None:
     from fusedact.fusing import plan
 
-    kind = type(module)
+    kind: Any = type(module)
     module.__class__ = getattr(kind, ORIGINAL)
     if hasattr(module, "__setstate__"):
         module.__setstate__(state)
     else:
         module.__dict__.update(state)
-    plan.again(module)
+    plan.again(module, kind.fusedact_dropout)
