@@ -1,0 +1,102 @@
+"""tests/native without its programs: that its table of rows is the registry's, and that docs/accuracy.md is what was found.
+
+With them, where a build of `make proof` is there: a sweep that reaches every exponent, random cases, threads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from cases import ROWS, kinks, row_id
+
+from fusedact import proof, testing
+from fusedact.registry import CONTRACT, Activation
+
+ROOT = Path(__file__).parent.parent
+FOUND = ROOT / "docs" / "accuracy.jsonl"
+PROGRAMS = Path(os.environ.get("FUSEDACT_PROOF_DIR", ROOT / "build" / "proof" / "tests" / "native"))
+
+
+def numbers(text: str) -> list[float]:
+    return [eval(t, {}) for t in text.split(",") if t.strip()]  # 1. / 8, and the like
+
+
+@pytest.mark.parametrize("row", ROWS, ids=row_id)
+def test_rows_of_the_sweep_are_the_registrys(row: Activation) -> None:
+    source = (ROOT / "tests" / "native" / "rows.h").read_text()
+    found = re.search(rf'{{"{row.name}", {{(.*?)}}, {{(.*?)}}, fill', source)
+    assert found, f"{row.name} has a row in fusedact/registry.py, but none in tests/native/rows.h"
+    _, params, _ = row.resolve(None)
+    assert numbers(found[1]) == pytest.approx(list(params), abs=0)
+    assert sorted(numbers(found[2])) == sorted(kinks(row))
+    definitions = (ROOT / "tests" / "native" / "definition.h").read_text()
+    found = re.search(rf'{{"{row.name}", definition::\w+(.*)}},\n', definitions)
+    assert found, f"{row.name} has no definition in tests/native/definition.h"
+    limits = (
+        re.findall(r"contract\d+|Limits{{[^}]*}, [^}]*}", found[1])
+        + ["contract32", "contract64"][found[1].count("i") > 0 :]
+    )
+    for dtype, stated in zip(("float32", "float64"), limits, strict=False):
+        bound = row.bounds.get(dtype, CONTRACT[dtype])
+        if stated.startswith("contract"):
+            bound, wanted = (bound.forward, bound.derivative, bound.second), CONTRACT[dtype]
+            assert bound == (wanted.forward, wanted.derivative, wanted.second), f"{row.name}, {dtype}"
+        else:
+            values = [float(v) for v in re.findall(r"[\d.e-]+", stated)]
+            assert values == [bound.forward, bound.derivative, bound.second, bound.near_root], f"{row.name}, {dtype}"
+
+
+def test_the_page_is_what_was_found() -> None:
+    """docs/accuracy.md is made from docs/accuracy.jsonl, and every bound of the registry holds there."""
+    lines = proof.read(FOUND)
+    page = (ROOT / "docs" / "accuracy.md").read_text()
+    assert page == proof.markdown(lines), (
+        "python -m fusedact accuracy --proof docs/accuracy.jsonl --markdown > docs/accuracy.md"
+    )
+    assert not [(line.activation, line.dtype, line.order, line.ulp) for line in lines if not line.kept]
+    assert {line.activation for line in lines} == {row.name for row in ROWS}
+    assert {line.truth <= 2.0**-10 for line in lines} == {True}, "the sweep's truth was off"
+
+
+def test_the_table_of_a_file(tmp_path: Path) -> None:
+    runner = pytest.importorskip("typer.testing").CliRunner()
+    from fusedact.cli import app
+
+    line = next(line for line in proof.read(FOUND) if line.activation == "gelu")
+    line.ulp = 99.0
+    proof.write([line], tmp_path / "found.jsonl")
+    done = runner.invoke(app, ["accuracy", "--proof", str(tmp_path / "found.jsonl")])
+    assert done.exit_code == 1
+    assert "1 of 1 bounds missed" in done.output
+    assert runner.invoke(app, ["accuracy", "--proof", str(tmp_path / "none")]).exit_code == 2
+
+
+programs = pytest.mark.skipif(not (PROGRAMS / "proof_cases").exists(), reason="make proof builds tests/native")
+
+
+@programs
+@pytest.mark.parametrize("command", ["proof_cases --count 2000 --seed 99", "proof_threads"])
+def test_programs(command: str) -> None:
+    done = subprocess.run(
+        [PROGRAMS / command.split()[0], *command.split()[1:]], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@programs
+def test_a_sweep_over_every_exponent() -> None:
+    program = PROGRAMS / "proof_sweep"
+    if not program.exists():
+        pytest.skip("MPFR was not found when tests/native was built")
+    done = subprocess.run([program, "silu", "tanh", "--stride", "4099"], capture_output=True, text=True, timeout=600)
+    lines = [proof.Line(**json.loads(text)) for text in done.stdout.splitlines()]
+    assert [(line.activation, line.order) for line in lines] == [
+        (n, o) for n in ("silu", "tanh") for o in testing.ORDERS
+    ]
+    assert all(line.kept and line.inputs > 1_000_000 for line in lines)
+    assert done.returncode == 0, done.stderr
