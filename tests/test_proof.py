@@ -1,25 +1,21 @@
 """tests/native: that its table of rows is the registry's, and that docs/accuracy.md is what was found.
 
-With them, where a build of `make proof` is there: a sweep that reaches every exponent, random cases, threads.
+The programs themselves are run by `make proof`.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 from cases import ROWS, kinks, row_id
 
-from fusedact import proof, testing
+from fusedact import proof
 from fusedact.registry import CONTRACT, Activation
 
 ROOT = Path(__file__).parent.parent
 FOUND = ROOT / "docs" / "accuracy.jsonl"
-PROGRAMS = Path(os.environ.get("FUSEDACT_PROOF_DIR", ROOT / "build" / "proof" / "tests" / "native"))
 
 
 def numbers(text: str) -> list[float]:
@@ -69,27 +65,3 @@ def test_the_table_of_a_file(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "1 of 1 bounds missed" in done.output
     assert runner.invoke(app, ["accuracy", "--proof", str(tmp_path / "none")]).exit_code == 2
-
-
-programs = pytest.mark.skipif(not (PROGRAMS / "proof_cases").exists(), reason="make proof builds tests/native")
-
-
-@programs
-@pytest.mark.parametrize("command", ["proof_cases --count 2000 --seed 99", "proof_threads"])
-def test_programs(command: str) -> None:
-    program, *options = command.split()
-    done = subprocess.run([PROGRAMS / program, *options], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@programs
-def test_a_sweep_over_every_exponent() -> None:
-    program = PROGRAMS / "proof_sweep"
-    if not program.exists():
-        pytest.skip("MPFR was not found when tests/native was built")
-    done = subprocess.run([program, "silu", "tanh", "--stride", "4099"], capture_output=True, text=True, timeout=600)
-    lines = [proof.Line(**json.loads(text)) for text in done.stdout.splitlines()]
-    wanted = [(name, order) for name in ("silu", "tanh") for order in testing.ORDERS]
-    assert [(line.activation, line.order) for line in lines] == wanted
-    assert all(line.kept and line.inputs > 1_000_000 for line in lines)
-    assert done.returncode == 0, done.stderr
