@@ -8,7 +8,7 @@
     fusedact.monitor(model)                           what the activations of a model do while it runs
 
 Loads the extension, after a check that it was built for the torch that is installed; holds no logic of its own. What
-reads other people's code, watches models or runs experiments is imported when it is first asked for: the rest takes less
+reads other people's code, watches models or runs experiments is imported when first asked for: the rest takes less
 than 50 ms.
 """
 
