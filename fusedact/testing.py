@@ -150,6 +150,12 @@ class Worst:
     x: float = math.nan
     near_root: float = 0.0  # absolute
     count: int = 0
+    total: float = 0.0  # of the errors in ulp
+
+    @property
+    def mean(self) -> float:
+        """The mean error in ulp."""
+        return self.total / self.count if self.count else 0.0
 
     def update(self, x: Tensor, error: Tensor, absolute: Tensor, near: Tensor | None) -> None:
         """Take one more piece of a sweep into account."""
@@ -159,6 +165,7 @@ class Worst:
             if near.any():
                 self.near_root = max(self.near_root, float(absolute[near].nan_to_num(math.inf).max()))
             error = torch.where(near, 0.0, error)
+        self.total += float(error.sum())
         if x.numel() and float(error.max()) > self.ulp:
             self.ulp, self.x = float(error.max()), float(x[error.argmax()])
 
