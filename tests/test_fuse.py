@@ -1223,10 +1223,32 @@ def test_backend_by_its_name() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("operators_stay")
 def test_in_front_of_inductor() -> None:
     model = Graphs()
     settings = {"options": {"pre_grad_custom_pass": fusedact.compile_pass}}
     torch.testing.assert_close(compiled(model, **settings), compiled(model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "fused"), [(1, 0), (1000, 2)])
+def test_inductor_keeps_what_its_loops_do_faster(rows: int, fused: int) -> None:
+    """A few thousand elements, and ReLU without gradients, are left as they are; GELU and a gate of many are fused."""
+    seen = []
+
+    def look(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Tensor]:
+        fusedact.compile_pass(module.graph)
+        seen.extend(n for n in module.graph.nodes if "fusedact" in str(n.target))
+        return module.forward
+
+    def model(x: Tensor) -> Tensor:
+        a, b = F.gelu(x).relu().chunk(2, -1)
+        return F.silu(a) * b
+
+    torch._dynamo.reset()
+    x = torch.randn(rows, 100)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, backend=look)(x), model(x), rtol=1e-5, atol=1e-6)
+    assert len(seen) == fused
 
 
 def test_a_fused_model_compiles_whole_and_exports() -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import fusedact  # noqa: F401  registers the operators
+from fusedact import lowering
 from fusedact.fusing import recognise, roles
 from fusedact.fusing.calls import DEVICES, DTYPES
 from fusedact.fusing.recognise import Gate, Match
@@ -32,19 +33,33 @@ _INPLACE = {operator.imul, operator.iadd, operator.itruediv, operator.isub}
 _NUMBER = (int, float, bool, type(None), str, torch.dtype)
 
 
+# Whether a kernel over the elements of a node is left as it is.
+_Left = Callable[[str, fx.Node], bool]
+
+
 def compile_pass(graph: fx.Graph) -> None:
     """Fuse activations with the bias before them in a graph of torch functions, in place.
 
-    For `torch.compile(model, options={"pre_grad_custom_pass": fusedact.compile_pass})`, in training and inference.
+    For `torch.compile(model, options={"pre_grad_custom_pass": fusedact.compile_pass})`, in training and inference. What
+    Inductor's own loops do faster (`fusedact.lowering`) is left to them.
     """
+    _fuse(graph, _inductors_own)
+
+
+def _inductors_own(kernel: str, node: fx.Node) -> bool:
+    x = _value(node)
+    return isinstance(x, Tensor) and lowering.torchs_own(kernel, x.numel(), x)
+
+
+def _fuse(graph: fx.Graph, left: _Left) -> None:
     module = graph.owning_module
     claimed: set[fx.Node] = set()
     for node in list(graph.nodes):
-        _glu(graph, node, module)
+        _glu(graph, node, module, left)
     for node in reversed(list(graph.nodes)):
         if node in claimed or not _elementwise(node, module):
             continue
-        inner = _rewrite(graph, node, module)
+        inner = _rewrite(graph, node, module, left)
         claimed.update(inner)
     graph.eliminate_dead_code()
     graph.lint()
@@ -52,7 +67,7 @@ def compile_pass(graph: fx.Graph) -> None:
 
 def backend(module: fx.GraphModule, example_inputs: list[Any], **options: Any) -> Callable[..., Any]:
     """`torch.compile(model, backend="fusedact")`: the captured graph with its activations fused, run as it stands."""
-    compile_pass(module.graph)
+    _fuse(module.graph, lambda kernel, node: False)
     module.recompile()
     forward: Callable[..., Any] = module.forward
     return forward
@@ -85,7 +100,7 @@ def _elementwise(node: fx.Node, module: nn.Module | None) -> bool:
     return all(isinstance(a, (fx.Node, *_NUMBER)) for a in operands) and bool(node.all_input_nodes)
 
 
-def _rewrite(graph: fx.Graph, root: fx.Node, module: nn.Module | None) -> Iterable[fx.Node]:
+def _rewrite(graph: fx.Graph, root: fx.Node, module: nn.Module | None, left: _Left) -> Iterable[fx.Node]:
     """Replace the formula under `root` if it is an activation; the nodes that it was made of."""
     below = set(root.all_input_nodes)
     for stop in (set[fx.Node](), {n for b in below for n in b.all_input_nodes}, below):
@@ -101,11 +116,13 @@ def _rewrite(graph: fx.Graph, root: fx.Node, module: nn.Module | None) -> Iterab
             if all(n.target in _ARITHMETIC for n in order) and operator.pow not in {n.target for n in order}:
                 continue
             match = recognise.identify(function)
-            if match is not None and _emit(graph, root, leaves[0], None, match, order, module):
+            if match is None or left(match.resolved[0], leaves[0]):
+                continue
+            if _emit(graph, root, leaves[0], None, match, order, module):
                 return inner
             continue
         gate = recognise.identify_gate(function) if _alike(*leaves) else None
-        if gate is not None and gate.match.gain == 1.0:
+        if gate is not None and gate.match.gain == 1.0 and not left(gate.match.resolved[0], leaves[0]):
             _emit_gate(graph, root, leaves, gate)
             return inner
         if any(map(_is_vector, leaves)) and recognise.of_a_sum(function):
@@ -113,7 +130,9 @@ def _rewrite(graph: fx.Graph, root: fx.Node, module: nn.Module | None) -> Iterab
             x = next(n for n in leaves if n is not bias)
             ordered = functools.partial(_evaluate, order, [x, bias], module)
             match = recognise.identify(functools.partial(_at_zero, ordered))
-            if match is not None and _emit(graph, root, x, bias, match, order, module):
+            if match is None or left(match.resolved[0], x):
+                continue
+            if _emit(graph, root, x, bias, match, order, module):
                 return inner
     return ()
 
@@ -185,7 +204,7 @@ def _halves(a: fx.Node, b: fx.Node) -> tuple[fx.Node, int, str] | None:
 _SPLITS = {"chunk", "split", "tensor_split", torch.chunk, torch.split, torch.functional.split, torch.tensor_split}
 
 
-def _glu(graph: fx.Graph, node: fx.Node, module: nn.Module | None) -> None:
+def _glu(graph: fx.Graph, node: fx.Node, module: nn.Module | None, left: _Left) -> None:
     """torch.nn.functional.glu, or its module, as one operator."""
     called = _target(node, module)
     if type(called) is nn.GLU and not called._forward_hooks and not called._forward_pre_hooks:
@@ -196,6 +215,8 @@ def _glu(graph: fx.Graph, node: fx.Node, module: nn.Module | None) -> None:
         return
     x = node.args[0] if node.args else node.kwargs.get("input")
     if not isinstance(x, fx.Node) or not isinstance(dim, int) or not _alike(x, x):
+        return
+    if left("sigmoid", x):
         return
     settings: tuple[Any, ...] = (x, None, None, None, "sigmoid", [], dim, "second", "concat", None, 1.0, 0.0)
     _replace(graph, node, torch.ops.fusedact.gated_act.default, settings)
