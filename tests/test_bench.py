@@ -315,6 +315,9 @@ def test_plots_are_drawn(tmp_path: Path) -> None:
         for case in ("relu", "gelu", "silu", "tanh")
         for i, who in enumerate(("fusedact", "eager", "torch.compile", "copy"), 1)
     ]
+    # What has no ceiling, in a table of several shapes, has no place under the roof.
+    found += [a_result(case="tiny", shape="8"), a_result("eager", 200.0, case="tiny", shape="8")]
+    found += [a_result(case="tiny", shape="512", gb_per_s=1.0, of_ceiling=0.5)]
     written = plots.save(Run(measure.environment(SETTINGS, [1]), found), tmp_path)
     assert [path.name for path in written] == ["ratios.png", "roofline.png", "sizes.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)

@@ -54,28 +54,34 @@ def main(
     console = Console()
     if not console.is_terminal:  # a log file has no edge
         console = Console(width=170)
-    try:
+    run, chosen = None, None
+    try:  # what a person got wrong; later errors are the benchmark's own
+        then = results.read(against) if against else None
         if show:
             run = results.read(show)
         else:
             counts = _threads(threads, quick)
             settings = _settings(quick, rounds, seconds, clock, counts, without or [], device)
             chosen = chosen_cells(cases.every(), "quick" if quick else plan, counts, filter or [])
-            if as_list:
-                _list(console, chosen, settings)
-                return
-            run = measured(console, chosen, settings, counts, save)
-        then = results.read(against) if against else None
-        _show(console, run, then, quick)
-        if markdown:
-            markdown.write_text(report.markdown(run))
-        if readme:
-            report.write_readme(readme, run)
-            console.print(f"{readme} has the new table.")
-        if plots:
-            _draw(console, run, plots)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
+    if chosen is not None:
+        if as_list:
+            _list(console, chosen, settings)
+            return
+        run = measured(console, chosen, settings, counts, save)
+    assert run is not None
+    _show(console, run, then, quick)
+    if markdown:
+        markdown.write_text(report.markdown(run))
+    if readme:
+        try:
+            report.write_readme(readme, run)
+        except (ValueError, OSError) as error:
+            raise typer.BadParameter(str(error)) from None
+        console.print(f"{readme} has the new table.")
+    if plots:
+        _draw(console, run, plots)
     if any(wrong.fault for wrong in run.wrong):
         raise typer.Exit(1)
 

@@ -35,7 +35,7 @@ def save(run: Run, folder: Path) -> list[Path]:
     found = [results for results in settings(figures) if results[0].threads == threads]
     pictures: dict[str, tuple[Callable[..., None], list[list[Result]]]] = {
         "ratios": (_ratios, [rs for rs in found if _cases(rs, OURS) > 1 and _cases(rs, EAGER)]),
-        "roofline": (_roofline, [rs for rs in found if sum(r.of_ceiling is not None for r in rs) > 3]),
+        "roofline": (_roofline, [rs for rs in found if len({r.case for r in rs if r.of_ceiling}) > 1]),
         "sizes": (_sizes, _by_size(figures, threads)),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,9 +101,8 @@ def _roofline(axis: Any, results: list[Result], figures: Figures) -> None:
     """GB/s of every contender and case, under the roof that a copy of the same bytes has reached."""
     name = names(results)
     cases = list(dict.fromkeys(map(name, results)))
-    roof = [
-        max(r.gb_per_s / r.of_ceiling for r in results if r.case == c and r.gb_per_s and r.of_ceiling) for c in cases
-    ]
+    known = [(name(r), r.gb_per_s / r.of_ceiling) for r in results if r.gb_per_s and r.of_ceiling]
+    roof = [max((speed for which, speed in known if which == case), default=math.nan) for case in cases]
     axis.plot(range(len(cases)), roof, color="black", linewidth=1, marker="_", label="a copy: the roof")
     for provider in (EAGER, COMPILE, OURS, OURS_COMPILED, NO_LIST):
         points = [(cases.index(name(r)), r.gb_per_s) for r in results if r.provider == provider and r.gb_per_s]
