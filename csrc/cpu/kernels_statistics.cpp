@@ -44,6 +44,30 @@ FUSEDACT_INLINE auto bins_of(Native<T> v) {
   return __builtin_convertvector(t, Lanes<int32_t, lanes<T>>);
 }
 
+// The zones as vectors, made once; an activation has one or two, and from the fifth on they are made as they are met.
+template <class T>
+struct Zones {
+  static constexpr int64_t held = 4;
+  Native<T> low[held], high[held];
+  const InputRun& run;
+  int64_t few;
+
+  explicit Zones(const InputRun& r) : run(r), few(r.zone_count < held ? r.zone_count : held) {
+    for (int64_t z = 0; z < few; ++z) {
+      low[z] = all<T>(run.zones[2 * z]);
+      high[z] = all<T>(run.zones[2 * z + 1]);
+    }
+  }
+  FUSEDACT_INLINE auto contain(Native<T> v) const {
+    using I = Native<int_of<T>>;
+    I inside{};
+    for (int64_t z = 0; z < few; ++z) inside |= (I)(v >= low[z]) & (I)(v <= high[z]);
+    for (int64_t z = held; z < run.zone_count; ++z)
+      inside |= (I)(v >= all<T>(run.zones[2 * z])) & (I)(v <= all<T>(run.zones[2 * z + 1]));
+    return inside;
+  }
+};
+
 template <class T>
 void input_run(const InputRun& run) {
   using N = Native<T>;
@@ -51,21 +75,20 @@ void input_run(const InputRun& run) {
   constexpr int n = lanes<T>;
   const T* x = static_cast<const T*>(run.x);
   const T* bias = static_cast<const T*>(run.bias.values);
+  const Zones<T> zones(run);
   int64_t i = 0;
   for (; i + n <= run.columns; i += n) {
     const N b = native_load<T>(bias + i * run.bias.step);
     I saturated{};
     for (int64_t row = 0; row < run.rows; ++row) {
       const N v = native_load<T>(x + row * run.pitch + i) + b;
-      I inside{};
-      for (int64_t z = 0; z < run.zone_count; ++z)
-        inside |= (I)(v >= all<T>(run.zones[2 * z])) & (I)(v <= all<T>(run.zones[2 * z + 1]));
-      saturated -= inside;  // true is -1
+      saturated -= zones.contain(v);  // true is -1
       if (!run.histogram) continue;
       int32_t bin[n];
       const auto bins = bins_of<T>(v);
       std::memcpy(bin, &bins, sizeof bin);
-      // Neighbours often share a bin: each of four adds to a copy of its own, and does not wait for the other's store.
+      // Neighbours often share a bin: each adds to a copy of its own, and does not wait for the other's store.
+#pragma GCC unroll 16
       for (int k = 0; k < n; ++k) ++run.histogram[k % histogram_copies * histogram_stride + bin[k]];
     }
     add_to(run.saturated, i, saturated);
@@ -74,10 +97,7 @@ void input_run(const InputRun& run) {
     const T b = bias[i * run.bias.step];
     for (int64_t row = 0; row < run.rows; ++row) {
       const T v = x[row * run.pitch + i] + b;
-      bool inside = false;
-      for (int64_t z = 0; z < run.zone_count; ++z)
-        inside |= v >= static_cast<T>(run.zones[2 * z]) && v <= static_cast<T>(run.zones[2 * z + 1]);
-      static_cast<int_of<T>*>(run.saturated)[i] += inside;
+      static_cast<int_of<T>*>(run.saturated)[i] -= zones.contain(all<T>(v))[0];
       if (run.histogram) ++run.histogram[bins_of<T>(all<T>(v))[0]];
     }
   }

@@ -12,7 +12,7 @@ namespace fusedact::cpu {
 
 // T is float or double, I the signed integer of its size.
 
-inline constexpr int histogram_copies = 4, histogram_stride = 68;  // the last bins: NaN, and nothing
+inline constexpr int histogram_copies = 8, histogram_stride = 68;  // the last bins: NaN, and nothing
 
 struct InputRun {
   int64_t columns, rows, pitch;

@@ -25,6 +25,7 @@ from fusedact.registry import Activation, Limits, Resolved
 ELEMENTS = 16_000  # read per activation and step where the extension does not count
 _PLAIN = (Tensor, nn.Parameter)
 
+
 class State:
     """What the taps of one monitor share. They hold this and not the monitor, so that a forgotten one can be freed."""
 

@@ -31,7 +31,6 @@ class Reader(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.cell, self.answer = fusedact.nn.LSTMCell(2, HIDDEN), nn.Linear(HIDDEN, 1)
-        nn.init.xavier_uniform_(self.cell.weight_ih)
         for bias in (self.cell.bias_ih, self.cell.bias_hh):
             nn.init.zeros_(bias)
         nn.init.constant_(self.cell.bias_ih[HIDDEN : 2 * HIDDEN], 1.0)  # remember first: Jozefowicz et al. 2015
