@@ -382,7 +382,7 @@ def test_wrong_arguments(change: dict[str, Any], error: type[Exception], message
 
 def test_what_is_not_counted_says_so() -> None:
     row, x = registry.get("relu"), torch.randn(3, 4)
-    with pytest.raises(ValueError, match="save is 'mask', .* use bias_act, and statistics_ after it"):
+    with pytest.raises(ValueError, match=r"save is 'mask', .* use bias_act, and statistics_ after it"):
         OPS.bias_act_statistics(x, None, None, *settings(row, 1, "mask"), ZONES, *counted(4), None)
     with pytest.raises(ValueError, match=r"sums is float64 of shape \[9, 3\]"):
         OPS.bias_act_statistics(x, None, None, *settings(row, 1), ZONES, *counted(3), None)
@@ -390,6 +390,6 @@ def test_what_is_not_counted_says_so() -> None:
         dual = torch.autograd.forward_ad.make_dual(x, x)
         with pytest.raises(NotImplementedError, match="no forward-mode AD; use bias_act"):
             OPS.bias_act_statistics(dual, None, None, *settings(row, 1), ZONES, *counted(4), None)
+        call = ("relu", (), 1.0, None, None, "auto", False, ZONES)
         with pytest.raises(NotImplementedError, match="no forward-mode AD; use linear_act"):
-            call = ("relu", (), 1.0, None, None, "auto", False, ZONES)
             OPS.linear_act_statistics(dual, torch.randn(4, 4), None, None, *call, *counted(4), None)

@@ -1,7 +1,7 @@
 """Activations that an operator hides between other things: behind a batch normalisation, in a gated unit.
 
-Neither the pre-activation nor, in a gate, the activation's output is ever in memory: on a watched step both are computed
-again, by torch's operators and one pass that counts. Knows the modules' arguments.
+Neither the pre-activation nor, in a gate, the activation's output is ever in memory: on a watched step both are
+computed again, by torch's operators and one pass that counts. Knows the modules' arguments.
 """
 
 from __future__ import annotations

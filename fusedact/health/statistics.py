@@ -1,8 +1,8 @@
 """What is counted of an activation, per channel, and how counts of many steps become one.
 
-On the CPU the extension counts, in the pass that computes (`bias_act_statistics`, `linear_act_statistics`) or in one pass
-over what is there (`statistics_`), and adds to `Sums` in place. `count` is that pass, and its like in Python for other
-devices. Knows tensors, and nothing of modules or hooks.
+On the CPU the extension counts, in the pass that computes (`bias_act_statistics`, `linear_act_statistics`) or in one
+pass over what is there (`statistics_`), and adds to `Sums` in place. `count` is that pass, and its like in Python for
+other devices. Knows tensors, and nothing of modules or hooks.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from fusedact import _C
 
 Zones = tuple[tuple[float, float], ...]
 
-# The histogram of pre-activations, csrc/statistics/kernels.h: bins of equal width; what lies beyond the ends is counted in
-# the outermost two, and NaN in none.
+# The histogram of pre-activations, csrc/statistics/kernels.h: bins of equal width; what lies beyond the ends is counted
+# in the outermost two, and NaN in none.
 BINS, LOW, HIGH = 66, -8.25, 8.25
 
 COUNTED = ("count", "zeros", "saturated", "nan", "inf", "sum", "squares", "min", "max")  # rows of Sums.values
@@ -68,7 +68,7 @@ def flat(zones: Zones) -> tuple[float, ...]:
     return tuple(bound for zone in zones for bound in zone)
 
 
-# ---- in Python, for devices that the extension does not count on ------------------------------------------------------
+# ---- in Python, for devices that the extension does not count on ----------------------------------------------------
 
 
 def by_channel(t: Tensor, dim: int) -> Tensor:
@@ -97,7 +97,7 @@ def after(y: Tensor, sums: Tensor) -> None:
     sums[8] = torch.maximum(sums[8], wide.masked_fill(nan, -math.inf).amax(0))
 
 
-# ---- sums -------------------------------------------------------------------------------------------------------------
+# ---- sums -----------------------------------------------------------------------------------------------------------
 
 
 def empty_sums(channels: int, device: torch.device | str = "cpu") -> Tensor:

@@ -1,8 +1,8 @@
 """Listening to one activation: what is called while a monitor is attached, and what it counts where.
 
-An activation of fusedact.nn calls its tap, which runs the operator that counts as it computes; one of torch.nn is looked at
-from forward hooks, in one pass; one that an operator hides between other things is computed again. Gradients are counted by
-the operator's own backward, or read from the autograd node of the output. Knows no model and no verdict.
+An activation of fusedact.nn calls its tap, which runs the operator that counts as it computes; one of torch.nn is
+looked at from forward hooks, in one pass; one that an operator hides between other things is computed again. Gradients
+are counted by the operator's own backward, or read from the autograd node of the output. Knows no model, no verdict.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ class Tap:
     def __reduce__(self) -> tuple[Any, ...]:
         return Tap, ()
 
-    # ---- what layers and modules of fusedact.nn call ------------------------------------------------------------------
+    # ---- what layers and modules of fusedact.nn call -----------------------------------------------------------------
 
     def bias_act(
         self, input: Tensor, bias: Tensor | None, resolved: Resolved, dim: int, gain: float, clamp: Limits, save: str,
         inplace: bool, ours: bool,
     ) -> Tensor:  # fmt: skip
-        """`functional.run`; counted in the same pass where it can be. `ours`: input may be overwritten, but need not."""
+        """`functional.run`; counted in the same pass where it can be. `ours`: input may be overwritten."""
         listens = self.listens(input)
         if not listens or inplace or save == "mask" or not self.counts_within(input):
             if not listens:
@@ -144,7 +144,7 @@ class Tap:
                 self.follow_back(output, cut, dim, lambda inputs, _: inputs[0])
         return output
 
-    # ---- what torch.nn's modules are listened to by -------------------------------------------------------------------
+    # ---- what torch.nn's modules are listened to by ------------------------------------------------------------------
 
     def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A module's forward pre-hook: the input is looked at now if it will be overwritten."""
@@ -165,7 +165,7 @@ class Tap:
             self.record(args[0].detach()[cut] if before is None else before, output, dim, cut)
             self.follow_back(output, cut, dim)
 
-    # ---- the parts ----------------------------------------------------------------------------------------------------
+    # ---- the parts -------------------------------------------------------------------------------------------------
 
     def listens(self, input: Tensor) -> bool:
         """Whether this call is counted.
@@ -218,7 +218,8 @@ class Tap:
 
     def begin(self, channels: int, elements: int, device: torch.device) -> Sums:
         """Where this run of the activation is counted. Not for so many channels, if their number has changed."""
-        assert self.state is not None and self.row is not None
+        assert self.state is not None
+        assert self.row is not None
         self.turn += 1
         name = self.name if self.turn == 1 else f"{self.name} ({self.turn})"
         sums = self.state.sums.get(name)

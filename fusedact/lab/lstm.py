@@ -1,8 +1,8 @@
 """What do an LSTM's gates do? A toy sequence: one marked number must be remembered until the end.
 
 Sigmoids open and close (0 to 1), tanhs carry (-1 to 1): the whole of a step after its matrix products is one pass in
-`fusedact.nn.LSTMCell`. One unit is enough, and shows it: at the mark its input gate opens and its forget gate drops what
-was there; then it keeps.
+`fusedact.nn.LSTMCell`. One unit is enough, and shows it: at the mark its input gate opens and its forget gate drops
+what was there; then it keeps.
 """
 
 from __future__ import annotations
