@@ -178,6 +178,7 @@ class Tap:
             or self.state is None
             or not self.state.active
             or torch._C._are_functorch_transforms_active()
+            or hasattr(input, "_local_tensor")  # a DTensor: no machine sees all of it
         ):
             return False
         if not input.is_floating_point():
