@@ -14,6 +14,7 @@
 #include "maxout/ops.h"
 #include "memory.h"
 #include "softmax/ops.h"
+#include "statistics/ops.h"
 
 // The list of scalar parameters: a tuple or list of floats.
 struct Params {
@@ -105,6 +106,31 @@ Tensor py_gated_act(const Tensor& input, const OptTensor& other, const OptTensor
                    {activation, params.values, dim, gate, layout, limit, alpha, offset});
 }
 
+Tensor py_bias_act_statistics(const Tensor& input, const OptTensor& bias, const OptTensor& weight, String activation,
+                              const Params& params, int64_t dim, double gain, OptDouble clamp_min, OptDouble clamp_max,
+                              String save, const Params& zones, const Tensor& sums, const Tensor& histogram,
+                              const OptTensor& gradient) {
+  py::gil_scoped_release no_gil;
+  return bias_act_statistics(input, bias, weight, {activation, params.values, dim, gain, clamp_min, clamp_max, save},
+                             {zones.values, sums, histogram}, gradient);
+}
+
+Tensor py_linear_act_statistics(const Tensor& input, const Tensor& weight, const OptTensor& bias,
+                                const OptTensor& param, String activation, const Params& params, double gain,
+                                OptDouble clamp_min, OptDouble clamp_max, String save, const Params& zones,
+                                const Tensor& sums, const Tensor& histogram, const OptTensor& gradient) {
+  py::gil_scoped_release no_gil;
+  return std::get<0>(linear::linear_act_statistics(input, weight, bias, param,
+                                                   {activation, params.values, -1, gain, clamp_min, clamp_max, save},
+                                                   false, {zones.values, sums, histogram}, gradient));
+}
+
+void py_statistics_inplace(const Tensor& sums, const OptTensor& histogram, const OptTensor& input,
+                           const OptTensor& bias, const OptTensor& output, int64_t dim, const Params& zones) {
+  py::gil_scoped_release no_gil;
+  statistics_(sums, histogram, input, bias, output, dim, zones.values);
+}
+
 py::list py_activations() {
   py::list rows;
   for (const Activation& a : activations()) {
@@ -147,8 +173,9 @@ py::dict py_memory_stats() {
 // So that grad_fn shows as <BiasActBackward0 object at ...>, like those of torch.
 void name_nodes() {
   static std::deque<PyTypeObject> types;  // which stay where they are
-  for (const auto& family : {node_types(), epilogue::node_types(), batch_norm::node_types(), linear::node_types(),
-                             gated_node_types(), softmax_node_types(), maxout_node_types(), cell_node_types()})
+  for (const auto& family :
+       {node_types(), epilogue::node_types(), batch_norm::node_types(), linear::node_types(), gated_node_types(),
+        softmax_node_types(), maxout_node_types(), cell_node_types(), statistics_node_types()})
     for (const NodeType& node : family) {
       PyTypeObject& type = types.emplace_back();
       torch::autograd::_initFunctionPyTypeObject(type, node.name, nullptr, nullptr);
@@ -187,6 +214,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("maxout", released<maxout>(maxout));
   m.def("lstm_cell_act", released<lstm_cell_act>(lstm_cell_act));
   m.def("gru_cell_act", released<gru_cell_act>(gru_cell_act));
+
+  m.def("bias_act_statistics", py_bias_act_statistics);
+  m.def("linear_act_statistics", py_linear_act_statistics);
+  m.def("statistics_", py_statistics_inplace);
 
   m.def("activations", py_activations);
   m.def("capability", cpu::capability);

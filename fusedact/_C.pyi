@@ -102,6 +102,47 @@ def gru_cell_act(
     input_bias: Tensor | None,
     hidden_bias: Tensor | None,
 ) -> Tensor: ...
+def bias_act_statistics(
+    input: Tensor,
+    bias: Tensor | None,
+    weight: Tensor | None,
+    activation: str,
+    params: Sequence[float],
+    dim: int,
+    gain: float,
+    clamp_min: float | None,
+    clamp_max: float | None,
+    save: str,
+    zones: Sequence[float],
+    sums: Tensor,
+    histogram: Tensor,
+    gradient: Tensor | None,
+) -> Tensor: ...
+def linear_act_statistics(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    param: Tensor | None,
+    activation: str,
+    params: Sequence[float],
+    gain: float,
+    clamp_min: float | None,
+    clamp_max: float | None,
+    save: str,
+    zones: Sequence[float],
+    sums: Tensor,
+    histogram: Tensor,
+    gradient: Tensor | None,
+) -> Tensor: ...
+def statistics_(
+    sums: Tensor,
+    histogram: Tensor | None,
+    input: Tensor | None,
+    bias: Tensor | None,
+    output: Tensor | None,
+    dim: int,
+    zones: Sequence[float],
+) -> None: ...
 def activations() -> list[dict[str, Any]]: ...
 def capability() -> str: ...
 def cuda() -> dict[str, Any] | None: ...

@@ -67,6 +67,12 @@ RULES: dict[str, Rule] = {
     "gru_cell_act_backward": Rule("full full full vector vector", "full full full full vector vector", "across", -1),
 }  # fmt: skip
 
+# Never called with tensors that are spread: a monitor passes them by, as no machine sees all that it would count.
+LOCAL = frozenset((
+    "statistics_", "bias_act_statistics", "bias_act_backward_statistics", "linear_act_statistics",
+    "linear_act_backward_statistics",
+))  # fmt: skip
+
 
 def placements(name: str, arguments: dict[str, Any]) -> list[list[Any]]:
     """The ways to run an operator on one dimension of a mesh: placements of its results, then of its arguments.

@@ -246,6 +246,104 @@ def test_a_linear_layer_counts_the_pre_activation_that_it_never_writes(kind: str
     assert sum(one["pre-activations"]["counts"]) == v.numel()
 
 
+def hidden_activations() -> list[Any]:
+    """Modules whose operator hides the activation: module, input, and the pre-activation and output in plain torch."""
+    torch.manual_seed(5)
+    norm, evaluated = (fusedact.nn.BatchNormAct2d(6, activation="silu") for _ in range(2))
+    for layer in (norm, evaluated):
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+    evaluated.running_mean.normal_()
+    images, rows = torch.randn(4, 6, 5, 7), torch.randn(9, 12)
+    plain = nn.functional.batch_norm
+    first, second = rows[:, :6], rows[:, 6:]
+    oss = fusedact.nn.SwiGLU(limit=1.5, alpha=1.7, offset=1.0, layout="interleaved")
+    drop = fusedact.nn.BiasAct(12, "gelu", dim=-1, dropout_p=0.3)
+    nn.init.normal_(drop.bias)
+    return [
+        ("norm", norm, images, plain(images, None, None, norm.weight, norm.bias, True), nn.functional.silu),
+        (
+            "norm, eval", evaluated.eval(), images,
+            plain(images, evaluated.running_mean, evaluated.running_var, evaluated.weight, evaluated.bias),
+            nn.functional.silu,
+        ),
+        ("SwiGLU", fusedact.nn.SwiGLU(), rows, first, nn.functional.silu),
+        ("GLU", fusedact.nn.GLU(), rows, second, torch.sigmoid),
+        ("gpt-oss", oss, rows, rows[:, 0::2].clamp(max=1.5) * 1.7, lambda v: nn.functional.silu(v) / 1.7),
+        ("dropout", drop, rows, rows + drop.bias, nn.functional.gelu),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(6), ids=["norm", "norm, eval", "SwiGLU", "GLU", "gpt-oss", "dropout"])
+def test_hidden_activations_are_counted(case: int) -> None:
+    """Behind a normalisation, in a gate, before a dropout: what is in no tensor is computed again."""
+    _, module, x, v, act = hidden_activations()[case]
+    given = x.clone().requires_grad_()
+    plain = module(given.clone()) if case < 2 else None
+    before = {name: b.clone() for name, b in module.named_buffers()}
+    with fusedact.monitor(module, dims={}) as m:
+        torch.manual_seed(1)
+        y = module(given)
+        y.square().sum().backward()
+    (one,) = m.to_dict()["activations"].values()
+    v = v.detach()
+    found = act(v)
+    assert one["mean"] == pytest.approx(float(found.mean()), rel=1e-4, abs=1e-6)
+    assert one["std"] == pytest.approx(float(found.std(correction=0)), rel=1e-4)
+    assert sum(one["pre-activations"]["counts"]) == v.numel()
+    middle = ((v - statistics.LOW) * 4).long().clamp(0, statistics.BINS - 1)
+    wanted = torch.bincount(middle.flatten(), minlength=statistics.BINS)
+    assert (torch.tensor(one["pre-activations"]["counts"]) - wanted).abs().sum() <= 2, "a value may lie on an edge"
+    assert one["gradient"] is not None
+    if case < 2:  # g f'(v), of the gradient that came in
+        assert plain is not None
+        w = v.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(act(w).square().sum(), w)
+        assert one["gradient"]["norm"] == pytest.approx(float(expected.norm()), rel=1e-4)
+        steps = int(module.num_batches_tracked) - int(before["num_batches_tracked"])
+        assert steps == (1 if module.training else 0), "counting again is not another step"
+    elif case == 5:
+        assert one["gradient"]["norm"] == pytest.approx(float(given.grad.norm()), rel=1e-4)
+    else:
+        layout = getattr(module, "layout", "concat")
+        half = given.grad[:, 0::2] if layout == "interleaved" else given.grad.chunk(2, -1)[case == 3]
+        assert one["gradient"]["norm"] == pytest.approx(float(half.norm()), rel=1e-5)
+    assert not module._forward_hooks
+
+
+def test_a_gated_mlp_in_a_model_is_named() -> None:
+    model = nn.Sequential(fusedact.nn.GatedMLP(8, 16, bias=True), fusedact.nn.BatchNormAct1d(8))
+    x = torch.randn(40, 8)
+    wanted = model(x).detach()
+    model[1].reset_running_stats()
+    with fusedact.monitor(model) as m:
+        torch.testing.assert_close(model(x), wanted, rtol=0, atol=0)
+    assert {name: one["activation"] for name, one in m.to_dict()["activations"].items()} == {
+        "0.act": "silu",
+        "1": "relu",
+    }
+    assert m.to_dict()["not seen"] == []
+
+
+@pytest.mark.parametrize("make", ["plain", "inplace", "sampled", "linear", "module"])
+def test_it_counts_in_one_pass(make: str) -> None:
+    """A fused layer's backward is the operator's that counts; what is not plain gets a hook instead."""
+    layer: nn.Module = fusedact.nn.BiasAct(4, "gelu", dim=-1)
+    if make == "linear":
+        layer = fusedact.nn.Linear(4, 4, activation="gelu")
+    elif make == "module":
+        layer = fusedact.nn.SiLU()
+    elif make == "inplace":
+        layer = nn.Sequential(nn.Linear(4, 4), fusedact.nn.ReLU(inplace=True))
+    with fusedact.monitor(layer, elements=3 if make == "sampled" else None) as m:
+        y = layer(torch.randn(5, 4, requires_grad=True))
+        name = {"linear": "LinearActStatisticsBackward0", "plain": "BiasActStatisticsBackward0",
+                "module": "BiasActStatisticsBackward0"}.get(make, "BiasActBackward0")  # fmt: skip
+        assert y.grad_fn.name() == name
+        y.sum().backward()
+    assert next(iter(m.to_dict()["activations"].values()))["gradient"]["steps"] == 1
+
+
 def test_what_never_ran_is_said() -> None:
     model = nn.ModuleDict({"used": nn.Sequential(nn.ReLU()), "unused": nn.Sequential(nn.GELU())})
     with fusedact.monitor(model, by_hand=True) as m:

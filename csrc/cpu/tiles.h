@@ -61,6 +61,12 @@ void for_elements(const Rows& rows, const Operands<C>& operands, const Parallel&
 // Calls run(met, sums, begin, count, rows): up to `together` rows at once. Rows run in chunks, and within them in blocks of
 // block_rows whose sums are kept in the compute type; then in float64.
 inline constexpr int64_t block_rows = 64, strip = 4096, most_chunks = 32;
+// Where values stand still on a row, it is cut into pieces.
+inline constexpr int64_t piece = 16384;
+
+inline int64_t chunk_rows_of(const Rows& rows) {
+  return std::max((rows.count + most_chunks - 1) / most_chunks + block_rows - 1, block_rows) / block_rows * block_rows;
+}
 
 struct Wanted {
   Sum sum;
@@ -100,8 +106,7 @@ void for_tiles(const Shape& s, const Rows& rows, const Operands<C>& operands, co
 
   if (rows.along) {
     const int64_t strips = (rows.length + strip - 1) / strip;
-    const int64_t chunk_rows =
-        std::max((rows.count + most_chunks - 1) / most_chunks + block_rows - 1, block_rows) / block_rows * block_rows;
+    const int64_t chunk_rows = chunk_rows_of(rows);
     const int64_t chunks = (rows.count + chunk_rows - 1) / chunk_rows;
     for (int i = 0; i < 2; ++i)
       if (ask[i]) partial[i].assign(chunks * rows.length, 0.0);
@@ -135,8 +140,8 @@ void for_tiles(const Shape& s, const Rows& rows, const Operands<C>& operands, co
     return;
   }
 
-  // Values stand still on a row: cut it into pieces, and each piece into blocks of a few columns summed together.
-  constexpr int64_t piece = 16384, columns = 512;
+  // Each piece in blocks of a few columns summed together.
+  constexpr int64_t columns = 512;
   const int64_t pieces = (rows.length + piece - 1) / piece;
   for (int i = 0; i < 2; ++i)
     if (ask[i]) partial[i].assign(rows.count * pieces, 0.0);

@@ -24,7 +24,7 @@ using autograd::variable_list;
 
 // ---- the Node -------------------------------------------------------------------------------------------------------
 
-struct LinearActBackward0 final : autograd::Node {
+struct LinearActBackward0 : autograd::Node {
   KeptCall call;
   KeptBias bias;
   SavedVariable input, weight, saved, param;
@@ -50,13 +50,40 @@ struct LinearActBackward0 final : autograd::Node {
     OptTensor x = unpack_optional(input), w = unpack_optional(weight), p = unpack_optional(param);
     bool compose = at::GradMode::is_enabled() || of_product.defined();
     auto [of_input, of_weight, of_bias, of_param] =
-        compose ? composed_backward(grad, of_product, saved_tensor, x, w, bias.get(), p, call.get(), wanted)
-                : linear_act_backward(grad, saved_tensor, x, w, bias.get(), p, call.get(), wanted);
+        backward(compose, grad, of_product, saved_tensor, x, w, bias.get(), p, call.get(), wanted);
     if (wanted.input) result[0] = std::move(of_input);
     if (wanted.weight) result[1] = std::move(of_weight);
     if (wanted.bias && grad.defined()) result[2] = std::move(of_bias);
     if (wanted.param && grad.defined()) result[3] = std::move(of_param);
     return result;
+  }
+
+  virtual Gradients backward(bool compose, const Tensor& grad, const Tensor& of_product, const Tensor& kept,
+                             const OptTensor& x, const OptTensor& w, const OptTensor& b, const OptTensor& p,
+                             const Call& c, const Wanted& wanted) {
+    return compose ? composed_backward(grad, of_product, kept, x, w, b, p, c, wanted)
+                   : linear_act_backward(grad, kept, x, w, b, p, c, wanted);
+  }
+};
+
+// The same, counting the gradient of the pre-activation as it goes by.
+struct LinearActStatisticsBackward0 final : LinearActBackward0 {
+  Tensor sums;
+
+  std::string name() const override { return "LinearActStatisticsBackward0"; }
+
+  void release_variables() override {
+    LinearActBackward0::release_variables();
+    std::lock_guard<std::mutex> lock(mutex_);
+    sums.reset();
+  }
+
+  Gradients backward(bool compose, const Tensor& grad, const Tensor& of_product, const Tensor& kept, const OptTensor& x,
+                     const OptTensor& w, const OptTensor& b, const OptTensor& p, const Call& c,
+                     const Wanted& wanted) override {
+    if (!sums.defined()) return LinearActBackward0::backward(compose, grad, of_product, kept, x, w, b, p, c, wanted);
+    return compose ? composed_backward(grad, of_product, kept, x, w, b, p, c, wanted, sums)
+                   : linear_act_backward_statistics(grad, kept, x, w, b, p, c, wanted, sums);
   }
 };
 
@@ -66,17 +93,12 @@ bool any_dual(const Tensor& input, const Tensor& weight, const OptTensor& bias, 
   return is_dual(input) || is_dual(weight) || is_dual(bias) || is_dual(param);
 }
 
-Saving differentiable(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
-                      const Call& call) {
-  Saving result;
-  {
-    at::AutoDispatchBelowADInplaceOrView below;
-    result = linear_act_saving(input, weight, bias, param, call);
-  }
-  auto& [output, saved] = result;
+// `result` is what linear_act_saving gave.
+void give_history(const Saving& result, c10::intrusive_ptr<LinearActBackward0> node, const Tensor& input,
+                  const Tensor& weight, const OptTensor& bias, const OptTensor& param, const Call& call) {
+  const auto& [output, saved] = result;
   Plan plan = check(output, bias, param, call);
   check_weight_learns(param, plan);
-  auto node = c10::make_intrusive<LinearActBackward0>();
   node->set_next_edges(autograd::collect_next_edges(input, weight, bias, param));
   node->call.keep(call, plan);
   node->bias.keep(bias, plan.save == Saved::input);
@@ -88,7 +110,46 @@ Saving differentiable(const Tensor& input, const Tensor& weight, const OptTensor
   if (param) node->param = SavedVariable(*param, false);
   node->saved_is_ours = plan.save != Saved::mask;
   node->saved = SavedVariable(plan.save == Saved::output ? output : saved, node->saved_is_ours);
+}
+
+Saving differentiable(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
+                      const Call& call) {
+  Saving result;
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    result = linear_act_saving(input, weight, bias, param, call);
+  }
+  give_history(result, c10::make_intrusive<LinearActBackward0>(), input, weight, bias, param, call);
   return result;
+}
+
+Saving linear_act_statistics_autograd(const Tensor& input, const Tensor& weight, const OptTensor& bias,
+                                      const OptTensor& param, const Call& call, bool saving, const Counting& counting,
+                                      const OptTensor& gradient) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!any_dual(input, weight, bias, param),
+                              "fusedact (linear_act_statistics): no forward-mode AD; use linear_act");
+  const bool learns = autograd::compute_requires_grad(input, weight, bias, param);
+  Saving result;
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    result = linear_act_statistics(input, weight, bias, param, call, saving || learns, counting, gradient);
+  }
+  if (!learns) return result;
+  auto node = c10::make_intrusive<LinearActStatisticsBackward0>();
+  if (gradient) node->sums = *gradient;
+  give_history(result, node, input, weight, bias, param, call);
+  return result;
+}
+
+// Second derivatives are those of the composition.
+Gradients linear_act_backward_statistics_autograd(const Tensor& grad, const Tensor& saved, const OptTensor& input,
+                                                  const OptTensor& weight, const OptTensor& bias,
+                                                  const OptTensor& param, const Call& call, const Wanted& wanted,
+                                                  const Tensor& sums) {
+  if (autograd::compute_requires_grad(grad, saved, input, weight, bias, param))
+    return composed_backward(grad, {}, saved, input, weight, bias, param, call, wanted, sums);
+  at::AutoDispatchBelowADInplaceOrView below;
+  return linear_act_backward_statistics(grad, saved, input, weight, bias, param, call, wanted, sums);
 }
 
 Tensor linear_act_autograd(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
@@ -130,6 +191,17 @@ Tensor linear_act_autocast(const Tensor& input, const Tensor& weight, const OptT
   return linear_act(x, at::autocast::cached_cast(dtype, weight, device), fitted(bias, x), fitted(param, x), call);
 }
 
+template <c10::DispatchKey key, c10::DeviceType device>
+Saving linear_act_statistics_autocast(const Tensor& input, const Tensor& weight, const OptTensor& bias,
+                                      const OptTensor& param, const Call& call, bool saving, const Counting& counting,
+                                      const OptTensor& gradient) {
+  c10::impl::ExcludeDispatchKeyGuard below(key);
+  at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
+  Tensor x = at::autocast::cached_cast(dtype, input, device);
+  return linear_act_statistics(x, at::autocast::cached_cast(dtype, weight, device), fitted(bias, x), fitted(param, x),
+                               call, saving, counting, gradient);
+}
+
 // ---- vmap -----------------------------------------------------------------------------------------------------------
 
 // Samples of x alone are more rows of x. Whatever else is batched goes to torch's own rules.
@@ -165,16 +237,22 @@ Gradients linear_act_backward_batched(const Tensor& grad, const Tensor& saved, c
 
 }  // namespace
 
-std::vector<NodeType> node_types() { return {{typeid(LinearActBackward0), "LinearActBackward0"}}; }
+std::vector<NodeType> node_types() {
+  return {{typeid(LinearActBackward0), "LinearActBackward0"},
+          {typeid(LinearActStatisticsBackward0), "LinearActStatisticsBackward0"}};
+}
 
 TORCH_LIBRARY_IMPL(fusedact, Autograd, m) {
   m.impl("linear_act", Flat<linear_act_autograd>::call);
   m.impl("linear_act_saving", Flat<linear_act_saving_autograd>::call);
   m.impl("linear_act_backward", Flat<linear_act_backward_autograd>::call);
+  m.impl("linear_act_statistics", Flat<linear_act_statistics_autograd>::call);
+  m.impl("linear_act_backward_statistics", Flat<linear_act_backward_statistics_autograd>::call);
 }
 
 TORCH_LIBRARY_IMPL(fusedact, AutocastCPU, m) {
   m.impl("linear_act", Flat<linear_act_autocast<c10::DispatchKey::AutocastCPU, at::kCPU>>::call);
+  m.impl("linear_act_statistics", Flat<linear_act_statistics_autocast<c10::DispatchKey::AutocastCPU, at::kCPU>>::call);
 }
 TORCH_LIBRARY_IMPL(fusedact, AutocastCUDA, m) {
   m.impl("linear_act", Flat<linear_act_autocast<c10::DispatchKey::AutocastCUDA, at::kCUDA>>::call);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../kernels.h"
+#include "../statistics/kernels.h"
 
 namespace fusedact {
 
@@ -35,6 +36,8 @@ struct LinearActArgs {
 
 namespace cpu {
 void linear_act(const Activation&, const LinearActArgs&);
-}
+// The same, with the same bits, counting each tile while it is in cache: the pre-activation is nowhere else.
+void linear_act_statistics(const Activation&, const LinearActArgs&, const Counts&);
+}  // namespace cpu
 
 }  // namespace fusedact

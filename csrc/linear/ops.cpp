@@ -125,6 +125,13 @@ Checked checked_cpu(const Tensor& input, const Tensor& weight, const OptTensor& 
   });
 }
 
+void check_counting(const Tensor& output, const Tensor& sums, const OptTensor& histogram, at::ArrayRef<double> zones,
+                    const Call& call) {
+  Reasons reasons;
+  fusedact::check_counting(reasons, output.sym_size(-1), sums, histogram, zones);
+  reasons.raise_if_any(call.activation);
+}
+
 // A vector by a matrix is bound by reading the matrix once: torch reads it in 16 bits, and with all threads. A product that
 // stays in the caches until one pass has finished it gains nothing from tiles (512 x 128 -> 512, gelu: 1315 us in tiles, 1180
 // without; 4096 x 256 -> 1024: 44 ms and 50).
@@ -137,24 +144,28 @@ bool torchs_own(const Tensor& input, const Tensor& output) {
 }
 
 void forward(const Plan& plan, const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
-             const Call& call, const Tensor& y, const Tensor& z, uint8_t* mask) {
+             const Call& call, const Tensor& y, const Tensor& z, uint8_t* mask, const Counting* counting = nullptr) {
   if (y.numel() == 0) return;
   OptTensor bias_vector = contiguous(bias), given = param;
   if (param) given = plan.weight == Extent::full ? laid_out_as(*param, y) : param->contiguous();
   int64_t rows = y.numel() / y.size(-1);
   Matrices matrices{as_operand(input.reshape({rows, input.size(-1)})), as_operand(weight)};
-  cpu::linear_act(plan.activation, {.rows = rows,
-                                    .columns = y.size(-1),
-                                    .dtype = to_dtype(y.scalar_type()),
-                                    .product = {&matrices, run_product},
-                                    .bias = vector_of(bias_vector, Extent::channel),
-                                    .param = vector_of(given, plan.weight),
-                                    .scalars = scalars_of(call),
-                                    .y = y.mutable_data_ptr(),
-                                    .z = z.defined() ? z.mutable_data_ptr() : nullptr,
-                                    .mask = mask,
-                                    .parallel = parallel,
-                                    .threads = at::get_num_threads()});
+  const LinearActArgs args{.rows = rows,
+                           .columns = y.size(-1),
+                           .dtype = to_dtype(y.scalar_type()),
+                           .product = {&matrices, run_product},
+                           .bias = vector_of(bias_vector, Extent::channel),
+                           .param = vector_of(given, plan.weight),
+                           .scalars = scalars_of(call),
+                           .y = y.mutable_data_ptr(),
+                           .z = z.defined() ? z.mutable_data_ptr() : nullptr,
+                           .mask = mask,
+                           .parallel = parallel,
+                           .threads = at::get_num_threads()};
+  if (counting)
+    cpu::linear_act_statistics(plan.activation, args, counts_of(counting->sums, counting->histogram, counting->zones));
+  else
+    cpu::linear_act(plan.activation, args);
 }
 
 Tensor linear_act_cpu(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
@@ -169,36 +180,82 @@ Tensor linear_act_cpu(const Tensor& input, const Tensor& weight, const OptTensor
   return y;
 }
 
+// What backward will read, yet without values.
+Tensor to_save(const Plan& plan, const Tensor& y) {
+  if (plan.save == Saved::input) return empty_cpu(y.sizes(), y.strides(), y.scalar_type());
+  if (plan.save == Saved::mask) return empty_cpu({fusedact::mask_bytes(y.numel())}, {1}, at::kByte);
+  return at::empty({0}, y.options());
+}
+
+void forward_saving(const Plan& plan, const Tensor& input, const Tensor& weight, const OptTensor& bias,
+                    const OptTensor& param, const Call& call, const Tensor& y, const Tensor& saved,
+                    const Counting* counting = nullptr) {
+  forward(plan, input, weight, bias, param, call, y, plan.save == Saved::input ? saved : Tensor(),
+          plan.save == Saved::mask ? saved.mutable_data_ptr<uint8_t>() : nullptr, counting);
+}
+
 Saving linear_act_saving_cpu(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
                              const Call& call) {
   auto [plan, y] = checked_cpu(input, weight, bias, param, call);
   if (torchs_own(input, y)) return composed(input, weight, bias, param, call);
-  Tensor saved = plan.save == Saved::input  ? empty_cpu(y.sizes(), y.strides(), y.scalar_type())
-                 : plan.save == Saved::mask ? empty_cpu({fusedact::mask_bytes(y.numel())}, {1}, at::kByte)
-                                            : at::empty({0}, y.options());
-  bool masked = plan.save == Saved::mask;
-  forward(plan, input, weight, bias, param, call, y, plan.save == Saved::input ? saved : Tensor(),
-          masked ? saved.mutable_data_ptr<uint8_t>() : nullptr);
+  Tensor saved = to_save(plan, y);
+  forward_saving(plan, input, weight, bias, param, call, y, saved);
+  return {std::move(y), std::move(saved)};
+}
+
+// Of a product that is there.
+Saving activated(const Tensor& product, const OptTensor& bias, const OptTensor& param, const Call& call);
+
+Saving linear_act_statistics_cpu(const Tensor& input, const Tensor& weight, const OptTensor& bias,
+                                 const OptTensor& param, const Call& call, bool saving, const Counting& counting,
+                                 const OptTensor&) {
+  auto [plan, y] = checked_cpu(input, weight, bias, param, call);
+  check_counting(y, counting.sums, counting.histogram, counting.zones, call);
+  if (torchs_own(input, y)) {
+    Tensor z = at::linear(input, weight);
+    Saving result = activated(z, bias, param, call);
+    statistics_(counting.sums, counting.histogram, z, bias, std::get<0>(result), -1, counting.zones);
+    return result;
+  }
+  Tensor saved = saving ? to_save(plan, y) : at::empty({0}, y.options());
+  if (saving)
+    forward_saving(plan, input, weight, bias, param, call, y, saved, &counting);
+  else
+    forward(plan, input, weight, bias, param, call, y, {}, nullptr, &counting);
   return {std::move(y), std::move(saved)};
 }
 
 Tensor nothing(const Tensor& like) { return at::empty_symint({0}, like.options()); }
 
 // In the compute dtype throughout, rounded once at the end.
-Gradients linear_act_backward_cpu(const Tensor& grad, const Tensor& saved, const OptTensor& input,
-                                  const OptTensor& weight, const OptTensor& bias, const OptTensor& param,
-                                  const Call& call, const Wanted& wanted) {
+Gradients backward(const Tensor& grad, const Tensor& saved, const OptTensor& input, const OptTensor& weight,
+                   const OptTensor& bias, const OptTensor& param, const Call& call, const Wanted& wanted,
+                   const OptTensor& sums) {
   if (grad.element_size() != 2 || has_dot_product(grad.scalar_type()) || grad.numel() == 0)
-    return composed_backward(grad, {}, saved, input, weight, bias, param, call, wanted);
+    return composed_backward(grad, {}, saved, input, weight, bias, param, call, wanted, sums);
   auto wide = [](const OptTensor& x) {
     return x && x->element_size() == 2 ? OptTensor(widened(*x)) : x;  // a mask stays one
   };
-  auto [x, w, b, p] = composed_backward(widened(grad), {}, *wide(saved), wanted.weight ? wide(input) : input,
-                                        wanted.input ? wide(weight) : weight, wide(bias), wide(param), call, wanted);
+  auto [x, w, b, p] =
+      composed_backward(widened(grad), {}, *wide(saved), wanted.weight ? wide(input) : input,
+                        wanted.input ? wide(weight) : weight, wide(bias), wide(param), call, wanted, sums);
   auto rounded = [&](const Tensor& x, at::ScalarType dtype) { return x.to(dtype); };
   return {rounded(x, grad.scalar_type()), rounded(w, grad.scalar_type()),
           rounded(b, bias ? bias->scalar_type() : grad.scalar_type()),
           rounded(p, param ? param->scalar_type() : grad.scalar_type())};
+}
+
+Gradients linear_act_backward_cpu(const Tensor& grad, const Tensor& saved, const OptTensor& input,
+                                  const OptTensor& weight, const OptTensor& bias, const OptTensor& param,
+                                  const Call& call, const Wanted& wanted) {
+  return backward(grad, saved, input, weight, bias, param, call, wanted, {});
+}
+
+Gradients linear_act_backward_statistics_cpu(const Tensor& grad, const Tensor& saved, const OptTensor& input,
+                                             const OptTensor& weight, const OptTensor& bias, const OptTensor& param,
+                                             const Call& call, const Wanted& wanted, const Tensor& sums) {
+  check_counting(grad, sums, {}, {}, call);
+  return backward(grad, saved, input, weight, bias, param, call, wanted, sums);
 }
 
 // ---- Meta kernels ---------------------------------------------------------------------------------------------------
@@ -236,6 +293,26 @@ Gradients linear_act_backward_meta(const Tensor& grad, const Tensor& saved, cons
           wanted.param ? at::empty_symint(param->sym_sizes(), param->options()) : nothing(grad)};
 }
 
+Saving linear_act_statistics_meta(const Tensor& input, const Tensor& weight, const OptTensor& bias,
+                                  const OptTensor& param, const Call& call, bool saving, const Counting& counting,
+                                  const OptTensor&) {
+  if (saving) {
+    auto [y, saved] = linear_act_saving_meta(input, weight, bias, param, call);
+    check_counting(y, counting.sums, counting.histogram, counting.zones, call);
+    return {y, saved};
+  }
+  Tensor y = checked_meta(input, weight, bias, param, call).output;
+  check_counting(y, counting.sums, counting.histogram, counting.zones, call);
+  return {y, nothing(y)};
+}
+
+Gradients linear_act_backward_statistics_meta(const Tensor& grad, const Tensor& saved, const OptTensor& input,
+                                              const OptTensor& weight, const OptTensor& bias, const OptTensor& param,
+                                              const Call& call, const Wanted& wanted, const Tensor& sums) {
+  check_counting(grad, sums, {}, {}, call);
+  return linear_act_backward_meta(grad, saved, input, weight, bias, param, call, wanted);
+}
+
 }  // namespace
 
 bool has_dot_product(at::ScalarType dtype) {
@@ -252,23 +329,32 @@ bool has_dot_product(at::ScalarType dtype) {
 
 // ---- compositions ---------------------------------------------------------------------------------------------------
 
-Saving composed(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
-                const Call& call) {
-  Tensor product = at::linear(input, weight);
+namespace {
+
+Saving activated(const Tensor& product, const OptTensor& bias, const OptTensor& param, const Call& call) {
   Plan plan = check(product, bias, param, call);
   if (plan.save == Saved::mask) return bias_act_mask(product, bias, param, call);
   return {bias_act(product, bias, param, call), plan.save == Saved::input ? product : nothing(product)};
 }
 
+}  // namespace
+
+Saving composed(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
+                const Call& call) {
+  return activated(at::linear(input, weight), bias, param, call);
+}
+
 Gradients composed_backward(const Tensor& grad, const Tensor& moved, const Tensor& saved, const OptTensor& input,
                             const OptTensor& weight, const OptTensor& bias, const OptTensor& param, const Call& call,
-                            const Wanted& wanted) {
+                            const Wanted& wanted, const OptTensor& sums) {
   Tensor of_product = moved, of_bias, of_param;
   if (grad.defined()) {
     // A mask's bits lie in the order of the output, which is contiguous.
     Tensor through;
-    std::tie(through, of_bias, of_param) = bias_act_backward(call.save == "mask" ? grad.contiguous() : grad, saved,
-                                                             bias, param, call, wanted.bias, wanted.param);
+    const Tensor g = call.save == "mask" ? grad.contiguous() : grad;
+    std::tie(through, of_bias, of_param) =
+        sums ? bias_act_backward_statistics(g, saved, bias, param, call, wanted.bias, wanted.param, *sums)
+             : bias_act_backward(g, saved, bias, param, call, wanted.bias, wanted.param);
     of_product = moved.defined() ? moved + through : through;
   }
   auto rows = [](const Tensor& x) {
@@ -298,22 +384,37 @@ TORCH_LIBRARY_FRAGMENT(fusedact, m) {
       ", bool grad_input, bool grad_weight, bool grad_bias, bool grad_param) -> (Tensor grad_input, Tensor "
       "grad_weight, Tensor grad_bias, Tensor grad_param)",
       tags);
+  m.def("linear_act_statistics(Tensor input, Tensor weight, Tensor? bias, Tensor? param, " FUSEDACT_SCALARS
+        ", bool saving, float[] zones, Tensor(a!) sums, Tensor(b!) histogram, Tensor(c!)? gradient) -> (Tensor output, "
+        "Tensor saved)",
+        tags);
+  m.def(
+      "linear_act_backward_statistics(Tensor grad, Tensor saved, Tensor? input, Tensor? weight, Tensor? bias, Tensor? "
+      "param, " FUSEDACT_SCALARS
+      ", bool grad_input, bool grad_weight, bool grad_bias, bool grad_param, Tensor(a!) sums) -> (Tensor grad_input, "
+      "Tensor grad_weight, Tensor grad_bias, Tensor grad_param)",
+      tags);
 }
 
 TORCH_LIBRARY_IMPL(fusedact, CPU, m) {
   m.impl("linear_act", Flat<linear_act_cpu>::call);
   m.impl("linear_act_saving", Flat<linear_act_saving_cpu>::call);
   m.impl("linear_act_backward", Flat<linear_act_backward_cpu>::call);
+  m.impl("linear_act_statistics", Flat<linear_act_statistics_cpu>::call);
+  m.impl("linear_act_backward_statistics", Flat<linear_act_backward_statistics_cpu>::call);
 }
 
 TORCH_LIBRARY_IMPL(fusedact, Meta, m) {
   m.impl("linear_act", Flat<linear_act_meta>::call);
   m.impl("linear_act_saving", Flat<linear_act_saving_meta>::call);
   m.impl("linear_act_backward", Flat<linear_act_backward_meta>::call);
+  m.impl("linear_act_statistics", Flat<linear_act_statistics_meta>::call);
+  m.impl("linear_act_backward_statistics", Flat<linear_act_backward_statistics_meta>::call);
 }
 
 TORCH_LIBRARY_IMPL(fusedact, CompositeExplicitAutograd, m) {
-  for (const char* op : {"linear_act", "linear_act_saving", "linear_act_backward"})
+  for (const char* op : {"linear_act", "linear_act_saving", "linear_act_backward", "linear_act_statistics",
+                         "linear_act_backward_statistics"})
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<raise_no_kernel>());
 }
 
@@ -347,6 +448,21 @@ Gradients linear_act_backward(const Tensor& grad, const Tensor& saved, const Opt
   static auto op = handle<linear_act_backward_cpu>("fusedact::linear_act_backward");
   return op.call(grad, saved, input, weight, bias, param, c.activation, c.params, c.gain, c.clamp_min, c.clamp_max,
                  c.save, w.input, w.weight, w.bias, w.param);
+}
+
+Saving linear_act_statistics(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
+                             const Call& c, bool saving, const Counting& counting, const OptTensor& gradient) {
+  static auto op = handle<linear_act_statistics_cpu>("fusedact::linear_act_statistics");
+  return op.call(input, weight, bias, param, c.activation, c.params, c.gain, c.clamp_min, c.clamp_max, c.save, saving,
+                 counting.zones, counting.sums, counting.histogram, gradient);
+}
+
+Gradients linear_act_backward_statistics(const Tensor& grad, const Tensor& saved, const OptTensor& input,
+                                         const OptTensor& weight, const OptTensor& bias, const OptTensor& param,
+                                         const Call& c, const Wanted& w, const Tensor& sums) {
+  static auto op = handle<linear_act_backward_statistics_cpu>("fusedact::linear_act_backward_statistics");
+  return op.call(grad, saved, input, weight, bias, param, c.activation, c.params, c.gain, c.clamp_min, c.clamp_max,
+                 c.save, w.input, w.weight, w.bias, w.param, sums);
 }
 
 }  // namespace fusedact::linear

@@ -1,7 +1,8 @@
 """What is counted of an activation, per channel, and how counts of many steps become one.
 
-`before` and `after` are the Python pass over the tensors. A kernel that has each value in a register anyway can hand
-over the same `Sums` and spare it; nothing else here would change. Knows tensors, and nothing of modules or hooks.
+On the CPU the extension counts, in the pass that computes (`bias_act_statistics`, `linear_act_statistics`) or in one
+pass over what is there (`statistics_`), and adds to `Sums` in place. `count` is that pass, and its like in Python for
+other devices. Knows tensors, and nothing of modules or hooks.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusedact import _C
+
 Zones = tuple[tuple[float, float], ...]
 
-# The histogram of pre-activations: bins of equal width, so that a kernel finds one with a multiplication; what lies
-# beyond the ends is counted in the outermost two.
+# The histogram of pre-activations, csrc/statistics/kernels.h: bins of equal width; what lies beyond the ends is counted
+# in the outermost two, and NaN in none.
 BINS, LOW, HIGH = 66, -8.25, 8.25
 
-COUNTED = ("count", "zeros", "saturated", "nan", "inf", "sum", "squares")  # rows of Sums.values
-OF_GRADIENT = ("count", "zeros", "squares")  # rows of Sums.gradient
+COUNTED = ("count", "zeros", "saturated", "nan", "inf", "sum", "squares", "min", "max")  # rows of Sums.values
 
 
 def slices(shape: Sequence[int], dim: int, limit: int | None, turn: int) -> tuple[slice, ...]:
@@ -38,6 +40,37 @@ def slices(shape: Sequence[int], dim: int, limit: int | None, turn: int) -> tupl
     return tuple(cut)
 
 
+def count(
+    sums: Tensor, histogram: Tensor | None, input: Tensor | None, output: Tensor | None, dim: int, zones: Zones = ()
+) -> None:
+    """Add what is to be said of a pre-activation and of an output to `sums` and `histogram`; either may be absent.
+
+    Args:
+        sums: [9, channels] float64: COUNTED. All but `saturated` is said of outputs.
+        histogram: [BINS] float64, or None.
+        input, output: [..., channels in dim, ...].
+    """
+    if sums.is_cpu:
+        _C.statistics_(sums, histogram, input, None, output, dim, flat(zones))
+        return
+    if input is not None:
+        v = by_channel(input, dim)
+        saturated, bins = before(v, zones)
+        sums[2] += saturated
+        if histogram is not None:
+            histogram += bins
+    if output is not None:
+        after(by_channel(output, dim), sums)
+
+
+def flat(zones: Zones) -> tuple[float, ...]:
+    """As the extension takes them."""
+    return tuple(bound for zone in zones for bound in zone)
+
+
+# ---- in Python, for devices that the extension does not count on ----------------------------------------------------
+
+
 def by_channel(t: Tensor, dim: int) -> Tensor:
     """[values, channels], at least float32."""
     t = t.detach().movedim(dim, -1).reshape(-1, t.size(dim))
@@ -46,101 +79,77 @@ def by_channel(t: Tensor, dim: int) -> Tensor:
 
 def before(v: Tensor, zones: Zones) -> tuple[Tensor, Tensor]:
     """Of pre-activations [values, channels]: how many lie in the zones [channels], and the histogram [BINS]."""
-    inside: Tensor | None = None
+    inside = torch.zeros_like(v, dtype=torch.bool)
     for low, high in zones:
-        here = v <= high if low == -math.inf else v >= low if high == math.inf else (v >= low) & (v <= high)
-        inside = here if inside is None else inside | here
-    saturated = torch.zeros(v.size(1), device=v.device) if inside is None else _counted(inside)
-    # torch.histc takes three times as long; NaN goes to bin 0, as a cast makes of it what it likes
-    bins = ((v - LOW) * (BINS / (HIGH - LOW))).nan_to_num_(0.0).clamp_(0, BINS - 1).to(torch.int32)
-    histogram = torch.bincount(bins.flatten(), minlength=BINS)
-    return saturated, histogram
+        inside |= (v >= low) & (v <= high)
+    bins = ((v - LOW) * (BINS / (HIGH - LOW))).nan_to_num(BINS).clamp_(0, BINS - 1).to(torch.int32)
+    bins[v.isnan()] = BINS
+    return inside.sum(0), torch.bincount(bins.flatten(), minlength=BINS + 1)[:BINS]
 
 
-def after(y: Tensor, saturated: Tensor) -> tuple[Tensor, Tensor]:
-    """Of outputs [values, channels]: the rows COUNTED [7, channels], and least and largest [2, channels]."""
-    count, wide = y.size(0), y.double()  # sums in float64, and torch.var_mean takes ten times as long
-    sums, squares = wide.sum(0), (wide * wide).sum(0)  # not in place: a float64 y is itself
-    ends = torch.stack([y.amin(0), y.amax(0)])
-    zeros = _counted(y == 0)
-    if y.is_cpu and bool(squares.sum().isfinite()):  # asking a GPU would stop it
-        nan = inf = torch.zeros_like(sums)
-    else:
-        nan, inf = _counted(y.isnan()), _counted(y.isinf())
-    rows = (torch.full_like(sums, float(count)), zeros, saturated, nan, inf, sums, squares)
-    return torch.stack([row.double() for row in rows]), ends
+def after(y: Tensor, sums: Tensor) -> None:
+    """Add what is to be said of outputs [values, channels]."""
+    wide, nan = y.double(), y.isnan()
+    rows = ((0, float(y.size(0))), (1, (y == 0).sum(0)), (3, nan.sum(0)), (4, y.isinf().sum(0)))
+    for row, found in (*rows, (5, wide.sum(0)), (6, (wide * wide).sum(0))):
+        sums[row] += found
+    sums[7] = torch.minimum(sums[7], wide.masked_fill(nan, math.inf).amin(0))
+    sums[8] = torch.maximum(sums[8], wide.masked_fill(nan, -math.inf).amax(0))
 
 
-def _counted(there: Tensor) -> Tensor:
-    """How many are true, per column."""
-    return there.view(torch.uint8).sum(0, dtype=torch.int32)
+# ---- sums -----------------------------------------------------------------------------------------------------------
 
 
-def of_gradient(g: Tensor) -> Tensor:
-    """Of a gradient [values, channels]: the rows OF_GRADIENT [3, channels]."""
-    squares = g.double().square().sum(0)
-    return torch.stack([torch.full_like(squares, float(g.size(0))), _counted(g == 0).double(), squares])
+def empty_sums(channels: int, device: torch.device | str = "cpu") -> Tensor:
+    """[9, channels] in which nothing has been counted."""
+    sums = torch.zeros(len(COUNTED), channels, dtype=torch.float64, device=device)
+    sums[7], sums[8] = math.inf, -math.inf
+    return sums
 
 
 @dataclass
 class Sums:
-    """Everything counted so far; it only grows. One per activation, on the device of its tensors."""
+    """Everything counted so far; it only grows, in place. One per activation, on the device of its tensors."""
 
-    values: Tensor  # [7, channels] float64: COUNTED
-    ends: Tensor  # [2, channels]: least, largest
+    values: Tensor  # [9, channels] float64: COUNTED, of the outputs
     histogram: Tensor  # [BINS] float64
-    gradient: Tensor  # [3, channels] float64: OF_GRADIENT
+    gradient: Tensor  # [9, channels] float64: COUNTED, of which count, zeros and squares are read
     unfinished: Tensor  # []: steps whose output, all of it, did not have a finite sum
     elements: int = 0  # of the outputs seen, whether they were read or not
     steps: int = 0
-    gradient_elements: int = 0
-    gradient_steps: int = 0
 
     @staticmethod
-    def of(values: Tensor, ends: Tensor, histogram: Tensor) -> Sums:
-        """The sums of one step."""
-        channels = values.size(1)
-        empty = torch.zeros(len(OF_GRADIENT), channels, dtype=torch.float64, device=values.device)
-        return Sums(values, ends, histogram.double(), empty, torch.zeros((), device=values.device))
-
-    def add(self, values: Tensor, ends: Tensor, histogram: Tensor) -> None:
-        """Take one more step into account."""
-        self.values += values
-        self.ends = torch.stack([torch.minimum(self.ends[0], ends[0]), torch.maximum(self.ends[1], ends[1])])
-        self.histogram += histogram
+    def empty(channels: int, device: torch.device | str = "cpu") -> Sums:
+        """Nothing counted yet."""
+        histogram = torch.zeros(BINS, dtype=torch.float64, device=device)
+        unfinished = torch.zeros((), device=device)
+        return Sums(empty_sums(channels, device), histogram, empty_sums(channels, device), unfinished)
 
     @property
     def channels(self) -> int:
         """How many channels are told apart."""
         return self.values.size(1)
 
-    def pooled(self) -> Sums:
-        """The same with all channels as one: for an activation whose number of channels changes."""
-        ends = torch.stack([self.ends[0].min(), self.ends[1].max()])[:, None]
-        values, gradient = self.values.sum(1, keepdim=True), self.gradient.sum(1, keepdim=True)
-        return Sums(
-            values, ends, self.histogram, gradient, self.unfinished, self.elements, self.steps,
-            self.gradient_elements, self.gradient_steps,
-        )  # fmt: skip
+    def pool(self) -> None:
+        """Make all channels one: for an activation whose number of channels changes."""
+        self.values, self.gradient = pooled(self.values), pooled(self.gradient)
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers: over everything, and per channel as lists."""
         values, gradient = self.values.cpu(), self.gradient.cpu()
-        least, largest = self.ends.double().cpu()
-        read, total = float(values[0, 0]), values.sum(1)
+        read, total = float(values[0, 0]), pooled(values)[:, 0]
+        scale = self.elements / float(total[0])  # what was not read is taken to be like the rest
 
-        def shares(sums: Tensor) -> dict[str, Any]:  # [7] or [7, channels]
-            count, zeros, saturated, nan, inf, total, squares = sums
+        def shares(sums: Tensor) -> dict[str, Any]:  # [9] or [9, channels]
+            count, zeros, saturated, nan, inf, total, squares, least, largest = sums
             mean = total / count
             std = (squares / count - mean.square()).clamp(min=0).sqrt()
             counted = {"zeros": zeros / count, "saturated": saturated / count, "nan": nan, "inf": inf}
-            return {**counted, "mean": mean, "std": std}
+            return {**counted, "mean": mean, "std": std, "min": least, "max": largest}
 
-        def of_gradient(sums: Tensor) -> dict[str, Any]:
-            count, zeros, squares = sums
-            scale = self.gradient_elements / float(gradient[0].sum())  # what was not read is taken to be like the rest
-            norm = (squares * scale / self.gradient_steps).sqrt()
-            return {"norm": norm, "rms": (squares / count).sqrt(), "zeros": zeros / count}
+        def of_gradient(sums: Tensor, steps: float) -> dict[str, Any]:
+            norm = (sums[6] * scale / steps).sqrt()
+            return {"norm": norm, "rms": (sums[6] / sums[0]).sqrt(), "zeros": sums[1] / sums[0]}
 
         def plain(numbers: dict[str, Any]) -> dict[str, Any]:
             return {key: value.tolist() for key, value in numbers.items()}
@@ -151,15 +160,22 @@ class Sums:
             "values per step and channel": read / self.steps,
             "read": float(total[0]) / self.elements,
             **plain(shares(total)),
-            "min": float(least.min()),
-            "max": float(largest.max()),
             "not finite steps": int(self.unfinished),
             "rms": float((total[6] / total[0]).sqrt()),
-            "per channel": {**plain(shares(values)), "min": least.tolist(), "max": largest.tolist()},
+            "per channel": plain(shares(values)),
             "pre-activations": {"low": LOW, "high": HIGH, "counts": self.histogram.long().tolist()},
             "gradient": None,
         }
-        if self.gradient_steps:
-            whole = plain(of_gradient(gradient.sum(1)))
-            found["gradient"] = {"steps": self.gradient_steps, **whole, "per channel": plain(of_gradient(gradient))}
+        back = pooled(gradient)[:, 0]
+        if back[0] > 0:
+            steps = self.steps * float(back[0] / total[0])  # those whose backward pass came by
+            whole = plain(of_gradient(back, steps))
+            per = plain(of_gradient(gradient, steps))
+            found["gradient"] = {"steps": round(steps), **whole, "per channel": per}
         return found
+
+
+def pooled(sums: Tensor) -> Tensor:
+    """[9, channels] as [9, 1]."""
+    ends = torch.stack([sums[7].min(), sums[8].max()])
+    return torch.cat([sums[:7].sum(1), ends])[:, None]

@@ -1,8 +1,6 @@
 """The monitor: finds a model's activations, listens to them while it is attached, and leaves nothing behind.
 
-A torch.nn module is listened to through forward hooks; an activation inside a layer of fusedact.nn, whose input no hook
-ever sees, through the tap of its own class. Gradients are read from the autograd node of the output. Counting is
-statistics.py's affair, judging verdicts.py's, showing show.py's.
+Listening is tap.py's affair (and hidden.py's), counting statistics.py's, judging verdicts.py's, showing show.py's.
 """
 
 from __future__ import annotations
@@ -16,13 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fusedact import registry
-from fusedact.health import statistics, verdicts
-from fusedact.health.statistics import Sums, Zones
+from fusedact.health import hidden, statistics, verdicts
+from fusedact.health.statistics import Zones
+from fusedact.health.tap import State, Tap
 from fusedact.health.verdicts import Verdict
 from fusedact.nn.activation import Fused
+from fusedact.nn.batch_norm import _BatchNormAct
 from fusedact.nn.layers import Activated, BiasAct
 from fusedact.registry import Activation
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=nn.Module)
 
-ELEMENTS = 16_000  # read per activation and step; torch cuts twice as many into pieces for several threads
 _CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention)
 _watched: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()  # activation -> its name there
 
@@ -43,214 +41,23 @@ def row_of(module: nn.Module) -> Activation | None:
         return None
     if isinstance(module, Fused):
         return module.row
+    row = hidden.row_of(module)
+    if row is not None:
+        return row
     classes = {row.torch_module: row for row in registry.ROWS if row.torch_module is not None}
     return next((classes[c] for c in type(module).__mro__ if c in classes), None)
 
 
-def _reference(act: Fused, v: Tensor) -> Tensor:
-    """The module's activation of v in plain torch, with its parameters as they stand."""
-    kernel, scalars, weight = act.row.resolve(**act.arguments())
-    arguments: tuple[Any, ...] = scalars if weight is None else (weight.detach(), *scalars[1:])
-    return registry.get(kernel).reference(v, *arguments)
-
-
 def zones_of(module: nn.Module, row: Activation) -> Zones:
     """Where the activation saturates, with the module's parameters as they stand; of a learned one, the mean."""
-    params = {p.name: getattr(module, p.name) for p in row.parameters if hasattr(module, p.name)}
+    holder = getattr(module, "activation", module)  # behind a batch normalisation it is a module, in a gate a name
+    params = {p.name: getattr(holder, p.name) for p in row.parameters if hasattr(holder, p.name)}
+    params |= getattr(module, "params", {})
     tensor = row.tensor_parameter
     if tensor is not None and isinstance(params.get(tensor.name), Tensor):
         params[tensor.name] = float(params[tensor.name].detach().mean())
     kernel, scalars, _ = row.resolve(**params)
     return registry.get(kernel).saturation(*scalars)
-
-
-class _State:
-    """What the taps of one monitor share. They hold this and not the monitor, so that a forgotten one can be freed."""
-
-    def __init__(self, every: int, elements: int | None) -> None:
-        self.every, self.elements = every, elements
-        self.calls = self.steps = 0
-        self.active = False
-        self.order: list[str] = []  # of the activations, as they first ran
-        self.sums: dict[str, Sums] = {}
-        self.rows: dict[str, Activation] = {}
-        self.taps: list[Tap] = []
-
-    def begin(self) -> None:
-        self.active = self.calls % self.every == 0
-        self.calls += 1
-        if self.active:
-            self.steps += 1
-            for tap in self.taps:
-                tap.turn = 0
-
-    def end(self) -> None:
-        self.active = False
-
-
-class Tap:
-    """Listens to one activation module. A copy of the model gets taps that listen to nothing."""
-
-    def __init__(
-        self,
-        state: _State | None = None,
-        name: str = "",
-        row: Activation | None = None,
-        zones: Zones = (),
-        dim: int | None = None,
-        module: Callable[[], nn.Module | None] = lambda: None,
-    ) -> None:
-        self.state, self.name, self.row, self.zones, self.dim, self.module = state, name, row, zones, dim, module
-        self.turn = 0  # how often the module has run in this step
-        self.pending: tuple[tuple[slice, ...], int, Tensor, Tensor] | None = None
-
-    def __deepcopy__(self, memo: Any) -> Tap:
-        return Tap()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Tap, ()
-
-    def __call__(self, input: Tensor, bias: Tensor | None, dim: int, run: Callable[[], Tensor]) -> Tensor:
-        """A layer's fused call: `run` computes activation(input + bias), and may write over input."""
-        if self.listens():
-            self.before(input, bias, dim)
-            output = run()
-            self.after(output)
-            return output
-        return run()
-
-    def linear(self, input: Tensor, layer: nn.Linear, run: Callable[[], Tensor]) -> Tensor:
-        """A Linear's fused call, in which the pre-activation is never in memory: it is computed anew, where read."""
-        if not self.listens():
-            return run()
-        self._check(input)
-        output = run()
-        if output.numel() and output.dim() > 1:
-            assert self.state is not None
-            wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-            dim = output.dim() - 1
-            cut = statistics.slices(output.shape, dim, self.state.elements, self.state.steps)
-            bias = None if layer.bias is None else layer.bias.to(wide)
-            with torch.no_grad(), torch.autocast(input.device.type, enabled=False):
-                v = F.linear(input[cut[:-1]].to(wide), layer.weight.to(wide), bias)
-                self.pending = (cut, dim, *statistics.before(statistics.by_channel(v, dim), self.zones))
-            self.after(output, v)
-        return output
-
-    def _check(self, input: Tensor) -> None:
-        if not input.is_floating_point():
-            raise TypeError(
-                f"monitor: {self.name} was given a tensor of {input.dtype}, but only floating-point tensors are "
-                f"watched; convert its input, or leave it out: monitor(model, skip=[{self.name!r}])"
-            )
-
-    def pre_hook(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """A module's forward pre-hook."""
-        self.pending = None  # of a forward that raised
-        if self.listens() and args and isinstance(args[0], Tensor):
-            self.before(args[0], None, self.dim)
-
-    def hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """A module's forward hook."""
-        if self.pending is not None and isinstance(output, Tensor):
-            self.after(output)
-
-    def listens(self) -> bool:
-        return (
-            not torch.compiler.is_compiling()  # first: a compiled graph must not be guarded by what changes each step
-            and self.state is not None
-            and self.state.active
-            and not torch._C._are_functorch_transforms_active()
-        )
-
-    def before(self, input: Tensor, bias: Tensor | None, dim: int | None) -> None:
-        """Count what can be said of the pre-activation, now: afterwards it may be overwritten."""
-        assert self.state is not None
-        self.pending = None
-        self._check(input)
-        if input.numel() == 0 or input.dim() == 0:
-            return
-        if dim is None:
-            dim = -1 if input.dim() in (1, 3) else 1
-        dim %= input.dim()
-        with torch.no_grad():
-            cut = statistics.slices(input.shape, dim, self.state.elements, self.state.steps)
-            v = statistics.by_channel(input[cut], dim)
-            if bias is not None:
-                v = v + bias.detach()
-            self.pending = (cut, dim, *statistics.before(v, self.zones))
-
-    def after(self, output: Tensor, v: Tensor | None = None) -> None:
-        """Count what can be said of the output, and listen for its gradient.
-
-        `v` is the pre-activation where it is read, if the output's node knows no gradient of it.
-        """
-        if self.pending is None or self.state is None:
-            return
-        (cut, dim, saturated, histogram), self.pending = self.pending, None
-        self.turn += 1
-        name = self.name if self.turn == 1 else f"{self.name} ({self.turn})"
-        with torch.no_grad():
-            y = statistics.by_channel(output[cut], dim)
-            values, ends = statistics.after(y, saturated)
-            sums = self.state.sums.get(name)
-            if sums is None:
-                sums = Sums.of(values, ends, histogram)
-                assert self.row is not None
-                self.state.order.append(name)
-                self.state.rows[name] = self.row
-            else:
-                if sums.channels != values.size(1):
-                    step = Sums.of(values, ends, histogram).pooled()
-                    sums = sums if sums.channels == 1 else sums.pooled()
-                    values, ends = step.values, step.ends
-                sums.add(values, ends, histogram)
-            self.state.sums[name] = sums
-            sums.steps += 1
-            sums.elements += output.numel()
-            if y.numel() < output.numel():  # a NaN in what was not read would go unseen
-                sums.unfinished += ~output.detach().sum(dtype=torch.float32).isfinite()
-        node = output.grad_fn
-        if node is not None:
-            act = self.module() if v is not None else None
-            node.register_hook(_GradientTap(self.state, name, cut, dim, output.shape, v, act))
-
-
-class _GradientTap:
-    """Reads the gradient of an activation's input from the node of its output, once backward comes by."""
-
-    def __init__(
-        self,
-        state: _State,
-        name: str,
-        cut: tuple[slice, ...],
-        dim: int,
-        shape: torch.Size,
-        v: Tensor | None,
-        act: Any,
-    ) -> None:
-        self.state, self.name, self.cut, self.dim, self.shape, self.v, self.act = state, name, cut, dim, shape, v, act
-
-    @torch.no_grad()
-    def __call__(self, inputs: Any, outputs: Any) -> None:
-        sums = self.state.sums.get(self.name)
-        seen = (*inputs[:1], *outputs[:1]) if self.v is None else outputs[:1]
-        gradient = next((g for g in seen if g is not None and g.shape == self.shape), None)
-        if gradient is None or sums is None:
-            return
-        read = gradient[self.cut]
-        if self.v is not None and self.act is not None:  # g f'(v), of what is read
-            with torch.enable_grad():
-                v = self.v.detach().requires_grad_()
-                y = _reference(self.act, v)
-            (read,) = torch.autograd.grad(y, v, read.to(y.dtype), materialize_grads=True)
-        found = statistics.of_gradient(statistics.by_channel(read, self.dim))
-        if found.size(1) != sums.channels:
-            found = found.sum(1, keepdim=True)
-        if found.size(1) == sums.channels:
-            sums.gradient += found
-            sums.gradient_steps += 1
-            sums.gradient_elements += gradient.numel()
 
 
 class Monitor:
@@ -261,7 +68,7 @@ class Monitor:
         model: nn.Module,
         every: int = 1,
         *,
-        elements: int | None = ELEMENTS,
+        elements: int | None = None,
         skip: Collection[str] = (),
         dims: Mapping[str, int] | None = None,
         by_hand: bool = False,
@@ -284,7 +91,7 @@ class Monitor:
                 f"{type(model).__name__} has no activation module to watch: neither one of torch.nn or fusedact.nn, "
                 "nor a layer with activation=. Functions called in forward (F.relu) are not seen: make them modules"
             )
-        self._state = _State(every, elements)
+        self._state = State(every, elements)
         self._finalizer: weakref.finalize[[list[Callable[[], None]]], Monitor] | None = None
 
     def attach(self) -> Monitor:
@@ -304,19 +111,22 @@ class Monitor:
         undo: list[Callable[[], None]] = []
         try:
             if not self.by_hand:
-                state = self._state
-                undo.append(self.model.register_forward_pre_hook(_Begin(state)).remove)
-                undo.append(self.model.register_forward_hook(_End(state), always_call=True).remove)
+                undo.append(self.model.register_forward_pre_hook(_Begin(self._state)).remove)
             for name, (module, row, dim) in self._found.items():
-                tap = Tap(self._state, name, row, zones_of(module, row), self._dims.get(name, dim), weakref.ref(module))
+                tap = Tap(self._state, name, row, zones_of(module, row), self._dims.get(name, dim))
                 self._state.taps.append(tap)
                 _watched[module] = name
                 undo.append(_Forget(module))
                 if isinstance(module, Fused):
                     module.tap = tap
-                if not isinstance(module, Fused) or not module.names:  # the others' forward goes through the tap
+                elif hidden.row_of(module) is not None:
+                    hook = hidden.hook_of(module, tap)
+                    undo.append(module.register_forward_hook(hook, with_kwargs=True).remove)
+                else:
                     undo.append(module.register_forward_pre_hook(tap.pre_hook).remove)
                     undo.append(module.register_forward_hook(tap.hook).remove)
+            if not self.by_hand:  # last, as the model may be an activation itself
+                undo.append(self.model.register_forward_hook(_End(self._state), always_call=True).remove)
         except BaseException:
             _undo(undo)
             raise
@@ -467,7 +277,7 @@ class Monitor:
 class _Begin:
     """The model's forward pre-hook."""
 
-    def __init__(self, state: _State | None) -> None:
+    def __init__(self, state: State | None) -> None:
         self.state = state
 
     def __call__(self, module: nn.Module, args: Any) -> None:
@@ -528,9 +338,10 @@ def _activations(model: nn.Module) -> dict[str, tuple[nn.Module, Activation, int
         for name, layer in model.named_modules()
         if isinstance(layer, (Activated, BiasAct)) and layer.activation is not None
     }
+    behind = {id(layer.activation) for layer in model.modules() if isinstance(layer, _BatchNormAct)}
     dim: int | None = None
     for name, module in model.named_modules():
-        row = row_of(module)
+        row = row_of(module) if id(module) not in behind else None
         if row is not None:
             found[inside.get(id(module), name) or type(model).__name__] = (module, row, dim)
         elif isinstance(module, _CHANNELS_LAST):
@@ -552,7 +363,7 @@ def monitor(
     model: nn.Module,
     every: int = 1,
     *,
-    elements: int | None = ELEMENTS,
+    elements: int | None = None,
     skip: Collection[str] = (),
     dims: Mapping[str, int] | None = None,
     by_hand: bool = False,
@@ -567,7 +378,8 @@ def monitor(
         model: any nn.Module; while the monitor is attached it carries hooks, afterwards nothing.
         every: watch each n-th call of the model; the calls between cost one hook.
         elements: read at most about so many elements of an activation per step, evenly spaced and others each time;
-            None reads all of them, which costs several passes over memory.
+            None reads all of them, on the CPU, where they are counted as they are computed. On other devices, where the
+            counting is torch's and takes several passes, None is 16,000.
         skip: names of activations to leave alone.
         dims: name -> the dimension of its channels, where it is not the one that the layer before it, or the rank of
             its input, suggests.

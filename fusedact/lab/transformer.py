@@ -1,7 +1,7 @@
 """Does the feed-forward block's activation matter? ReLU, GELU and SwiGLU in a small transformer, equal in parameters.
 
-A digit is a sequence of eight rows of pixels. SwiGLU has a third matrix, so its hidden width is two thirds of the
-others' (Shazeer 2020, arXiv:2002.05202).
+A digit is a sequence of eight rows of pixels. SwiGLU is `fusedact.nn.GatedMLP`, W3 (silu(W1 x) * W2 x); it has a third
+matrix, so its hidden width is two thirds of the others' (Shazeer 2020, arXiv:2002.05202).
 """
 
 from __future__ import annotations
@@ -23,23 +23,10 @@ STEPS, BATCH, SEEDS = 150, 64, 2
 KINDS = ("relu", "gelu", "swiglu")
 
 
-class SwiGLU(nn.Module):
-    """W3 (silu(W1 x) * W2 x)."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gate = fusedact.nn.Linear(width, hidden, activation="silu")
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.down(self.gate(x) * self.up(x))
-        return result
-
-
 def feed_forward(kind: str) -> nn.Module:
     """The block of one kind, [*, WIDTH] to [*, WIDTH]."""
     if kind == "swiglu":
-        return SwiGLU(WIDTH, HIDDEN * 2 // 3)
+        return fusedact.nn.GatedMLP(WIDTH, HIDDEN * 2 // 3, "silu", bias=True)
     return nn.Sequential(fusedact.nn.Linear(WIDTH, HIDDEN, activation=kind), nn.Linear(HIDDEN, WIDTH))
 
 

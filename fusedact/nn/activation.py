@@ -24,7 +24,7 @@ class Fused:
     names: ClassVar[tuple[str, ...]]  # of the row's parameters, which are the module's attributes
     function: ClassVar[Callable[..., Tensor]]
     inplace: bool = False  # for the classes of torch.nn that have no such argument
-    tap: Any = None  # a monitor's health.watch.Tap, while it listens
+    tap: Any = None  # a monitor's health.tap.Tap, while it listens
 
     def arguments(self) -> dict[str, Any]:
         """The activation's parameters as they stand now: numbers, the learned tensor, `training`."""
@@ -53,20 +53,17 @@ class Fused:
         """
         resolved = self.row.resolve(input, **self.arguments())
         if scale is not None or residual is not None or dropout_p != 0:
-            p = dropout_p
-            return functional.run_epilogue(
-                input, bias, resolved, dim, gain, clamp, save, scale, p, training, residual, generator
-            )
-        inplace = inplace or (ours and overwritable(resolved))
+            run = functional.run_epilogue if self.tap is None else self.tap.epilogue
+            return run(input, bias, resolved, dim, gain, clamp, save, scale, dropout_p, training, residual, generator)
+        ours = ours and overwritable(resolved)
         if self.tap is not None:
-            return self.tap(
-                input, bias, dim, lambda: functional.run(input, bias, resolved, dim, gain, clamp, save, inplace, None)
-            )
-        return functional.run(input, bias, resolved, dim, gain, clamp, save, inplace, None)
+            watched: Tensor = self.tap.bias_act(input, bias, resolved, dim, gain, clamp, save, inplace, ours)
+            return watched
+        return functional.run(input, bias, resolved, dim, gain, clamp, save, inplace or ours, None)
 
     def forward(self, input: Tensor) -> Tensor:
         """The activation of `input`, of its shape and dtype."""
-        if not self.names:
+        if not self.names and self.tap is None:
             return type(self).function(input, inplace=self.inplace)
         # a parameter with several elements has them along dim 1, as torch.nn.PReLU's
         return self.bias_act(input, dim=1 if input.dim() > 1 else -1, inplace=self.inplace)

@@ -1,0 +1,252 @@
+// The passes that count: alone over tensors that are there, or within bias_act's own, block by block while the values are in
+// the first-level cache. What is counted is the stored value, rounded as it is.
+//
+// Knows no SIMD and no torch.
+#include "statistics.h"
+
+#include "drive.h"
+
+namespace fusedact::cpu {
+namespace {
+
+constexpr int64_t grain = 16384;        // break-even for a second thread
+constexpr int64_t standing_from = 256;  // so many neighbours of one channel are counted as a row of their own
+constexpr int64_t fewest_columns = 64;  // of a row across the channels; as many as the largest pack has lanes
+
+// ---- forward --------------------------------------------------------------------------------------------------------
+
+Rows rows_to_count(const Shape& s) {
+  const int64_t n = s.numel(), period = s.channels * s.inner;
+  auto cut = [n](int64_t length, bool along) { return Rows{n, length, (n + length - 1) / length, along}; };
+  if (s.inner >= standing_from || (s.channels == 1 && s.outer == 1)) return cut(s.inner, false);
+  int64_t length = period;
+  if (length < fewest_columns) length *= std::min(s.outer, (fewest_columns + period - 1) / period);
+  return cut(length, true);
+}
+
+// fill(met, at, count) computes elements before they are looked at; what meets x is S, whatever fill computes in.
+template <class S, class Fill>
+class Count {
+ public:
+  Count(const StatisticsArgs& args, const Rows& rows, Fill fill)
+      : args_(args),
+        s_(args.shape),
+        rows_(rows),
+        bias_(args.bias, s_, rows, S(-0.0)),
+        storage_(args.dtype),
+        fill_(fill) {}
+
+  void run() { rows_.along ? across() : standing(); }
+
+ private:
+  // Columns are channels, or `inner` neighbours share one: units are strips of a chunk of rows.
+  void across() {
+    const int64_t strips = (rows_.length + seen_columns - 1) / seen_columns;
+    const int64_t chunk_rows = chunk_rows_of(rows_);
+    const int64_t chunks = (rows_.count + chunk_rows - 1) / chunk_rows;
+    const int64_t widest = std::min(rows_.length, seen_columns);
+    const int64_t cells = std::min(s_.channels, (widest + s_.inner - 1) / s_.inner + 1);
+    Partials partials(chunks * strips, cells);
+    auto first_of = [&](int64_t unit) { return unit % strips * seen_columns / s_.inner; };
+    const int64_t tile = std::min(chunk_rows, rows_.count) * widest;
+    parallel(args_.parallel, chunks * strips, std::max<int64_t>(1, grain / tile), [&](int64_t begin, int64_t end) {
+      Strip<S> strip(args_.counts);
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t chunk = unit / strips, column = unit % strips * seen_columns;
+        const int64_t width = std::min(seen_columns, rows_.length - column);
+        const int64_t last = std::min((chunk + 1) * chunk_rows, rows_.count);
+        strip.clear(width);
+        for (int64_t row = chunk * chunk_rows, taken; row < last; row += taken) {
+          const int64_t at = row * rows_.length + column, count = std::min(width, rows_.numel - at);
+          if (count <= 0) break;
+          taken = std::min(seen_rows, last - row);
+          if (at + (taken - 1) * rows_.length + count > rows_.numel) taken = std::max<int64_t>(1, taken - 1);
+          block(strip, row, column, at, taken, count);
+        }
+        strip.each(width, [&](int k, int64_t j, double value) {
+          partials.join(unit, k, (column + j) / s_.inner % s_.channels - first_of(unit) % s_.channels, value);
+        });
+        strip.flush(mutex_);
+      }
+    });
+    partials.fold(args_.counts, s_.channels, outputs(), [&](int64_t unit, int64_t cell) {
+      const int64_t c = first_of(unit) % s_.channels + cell;
+      return c < s_.channels ? c : -1;
+    });
+  }
+
+  // Rows of one channel each: units are pieces of a row, seen as columns that are one.
+  void standing() {
+    const int64_t pieces = (rows_.length + piece - 1) / piece;
+    Partials partials(rows_.count * pieces, 1);
+    const int64_t tile = std::min(piece, rows_.length);
+    parallel(args_.parallel, rows_.count * pieces, std::max<int64_t>(1, grain / tile), [&](int64_t begin, int64_t end) {
+      Strip<S> strip(args_.counts);
+      for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t row = unit / pieces, start = unit % pieces * piece;
+        const int64_t stop = std::min(start + piece, rows_.length);
+        strip.clear(fewest_columns);
+        for (int64_t column = start; column < stop; column += seen_elements) {
+          const int64_t count = std::min(seen_elements, stop - column);
+          block(strip, row, column, row * rows_.length + column, 1, count);
+        }
+        strip.each(fewest_columns, [&](int k, int64_t, double value) { partials.join(unit, k, 0, value); });
+        strip.flush(mutex_);
+      }
+    });
+    partials.fold(args_.counts, s_.channels, outputs(),
+                  [&](int64_t unit, int64_t) { return unit / pieces % s_.channels; });
+  }
+
+  double outputs() const { return args_.y ? static_cast<double>(s_.outer * s_.inner) : 0.0; }
+
+  void block(Strip<S>& strip, int64_t row, int64_t column, int64_t at, int64_t rows, int64_t count) {
+    fill_(row, column, at, rows, count);
+    S buffer[seen_elements];
+    if (args_.x) {
+      S lane[lane_count];
+      const Lane bias = bias_.at(row, column, at, lane);
+      look(storage_.view(args_.x, at, rows, count, rows_.length, buffer), rows, count,
+           [&](const S* p, int64_t columns, int64_t n, int64_t pitch) { strip.input(p, columns, n, pitch, bias); });
+    }
+    if (args_.y)
+      look(storage_.view(args_.y, at, rows, count, rows_.length, buffer), rows, count,
+           [&](const S* p, int64_t columns, int64_t n, int64_t pitch) { strip.output(p, columns, n, pitch); });
+  }
+
+  template <class See>
+  void look(typename Storage<S>::View view, int64_t rows, int64_t count, See see) const {
+    if (rows_.along) return see(view.data, count, rows, view.pitch);
+    const int64_t whole = count / fewest_columns, rest = count % fewest_columns;
+    if (whole) see(view.data, fewest_columns, whole, fewest_columns);
+    if (rest) see(view.data + whole * fewest_columns, rest, 1, fewest_columns);
+  }
+
+  const StatisticsArgs& args_;
+  const Shape& s_;
+  const Rows& rows_;
+  const Operand<S> bias_;
+  const Storage<S> storage_;
+  Fill fill_;
+  std::mutex mutex_;
+};
+
+template <class Fill>
+void count(const StatisticsArgs& args, const Rows& rows, Fill fill) {
+  if (args.dtype == DType::float64)
+    Count<double, Fill>(args, rows, fill).run();
+  else
+    Count<float, Fill>(args, rows, fill).run();
+}
+
+template <class C>
+void run_forward(const Activation& a, const ForwardArgs& args, const Counts& counts) {
+  const Rows rows = rows_to_count(args.shape);
+  const ForwardOf<C> forward(a, args, rows);
+  const StatisticsArgs seen{args.shape, args.dtype, args.x, args.bias, args.y, counts, args.parallel};
+  count(seen, rows, [&](int64_t row, int64_t column, int64_t at, int64_t taken, int64_t n) {
+    typename Operands<C>::Met met;
+    for (int64_t i = 0; i < taken; ++i) {
+      const int64_t flat = at + i * rows.length;
+      forward.operands.meet(met, row + i, column, flat);
+      forward.run(met, flat, n, false);
+    }
+  });
+}
+
+// ---- backward -------------------------------------------------------------------------------------------------------
+
+// Squares and zeros of the gradient, in the units of for_tiles: [chunks, length], or one cell per piece of a row.
+template <class S>
+class GradientCells {
+ public:
+  GradientCells(const BackwardArgs& args, const Rows& rows)
+      : args_(args),
+        rows_(rows),
+        storage_(args.dtype),
+        run_(FUSEDACT_OF_ISA(statistics_runs)(sizeof(S) == 8).gradient),
+        chunk_rows_(chunk_rows_of(rows)),
+        pieces_((rows.length + piece - 1) / piece),
+        units_(rows.along ? (rows.count + chunk_rows_ - 1) / chunk_rows_ : rows.count * pieces_),
+        cells_(rows.along ? rows.length : 1),
+        squares_(units_ * cells_),
+        zeros_(units_ * cells_) {}
+
+  void look(int64_t at, int64_t count, int64_t together) {
+    const int64_t row = at / rows_.length, column = at - row * rows_.length;
+    S buffer[seen_elements];
+    for (int64_t done = 0; done < count; done += seen_elements / 2) {  // of two rows at most
+      const int64_t n = std::min(count - done, seen_elements / 2);
+      const auto view = storage_.view(args_.grad_x, at + done, together, n, rows_.length, buffer);
+      if (rows_.along) {
+        const int64_t cell = row / chunk_rows_ * cells_ + column + done;
+        run_({n, together, view.pitch, view.data, squares_.data() + cell, zeros_.data() + cell});
+        continue;
+      }
+      double squares[fewest_columns] = {};
+      Integer zeros[fewest_columns] = {};
+      const int64_t whole = n / fewest_columns, rest = n % fewest_columns;
+      run_({fewest_columns, whole, fewest_columns, view.data, squares, zeros});
+      run_({rest, 1, fewest_columns, view.data + whole * fewest_columns, squares, zeros});
+      const int64_t cell = row * pieces_ + column / piece;
+      for (double s : squares) squares_[cell] += s;
+      for (Integer z : zeros) zeros_[cell] += z;
+    }
+  }
+
+  void fold(double* sums) {
+    const Shape& s = args_.shape;
+    const std::vector<double> zeros(zeros_.begin(), zeros_.end());
+    const int64_t parts = rows_.along ? units_ : pieces_;
+    add(sums, Statistic::zeros, parts, zeros);
+    add(sums, Statistic::squares, parts, squares_);
+    for (int64_t c = 0; c < s.channels; ++c) sums[c] += static_cast<double>(s.outer * s.inner);
+  }
+
+ private:
+  using Integer = std::conditional_t<sizeof(S) == 4, int32_t, int64_t>;
+
+  void add(double* sums, Statistic statistic, int64_t parts, const std::vector<double>& partial) const {
+    std::vector<double> total(args_.shape.channels);
+    cpu::fold({{total.data(), DType::float64}, false}, args_.shape, rows_, parts, rows_.length, partial);
+    for (int64_t c = 0; c < args_.shape.channels; ++c)
+      sums[static_cast<int>(statistic) * args_.shape.channels + c] += total[c];
+  }
+
+  const BackwardArgs& args_;
+  const Rows& rows_;
+  const Storage<S> storage_;
+  void (*run_)(const GradientRun&);
+  int64_t chunk_rows_, pieces_, units_, cells_;
+  std::vector<double> squares_;
+  std::vector<Integer> zeros_;
+};
+
+template <class C, class S>
+void backward_of(const Activation& a, const BackwardArgs& args, double* sums) {
+  const Rows rows = rows_of(args.shape, true);
+  GradientCells<S> cells(args, rows);
+  run_backward<C, true>(a, args, rows,
+                        [&](int64_t at, int64_t count, int64_t together) { cells.look(at, count, together); });
+  cells.fold(sums);
+}
+
+}  // namespace
+
+void statistics(const StatisticsArgs& args) {
+  if (args.shape.numel() == 0) return;
+  count(args, rows_to_count(args.shape), [](int64_t, int64_t, int64_t, int64_t, int64_t) {});
+}
+
+void forward_statistics(const Activation& a, const ForwardArgs& args, const Counts& counts) {
+  if (args.shape.numel() == 0) return;
+  computed_in_double(a, args.dtype) ? run_forward<double>(a, args, counts) : run_forward<float>(a, args, counts);
+}
+
+void backward_statistics(const Activation& a, const BackwardArgs& args, double* sums) {
+  if (args.shape.numel() == 0) return backward(a, args);
+  if (args.dtype == DType::float64) return backward_of<double, double>(a, args, sums);
+  a.wide ? backward_of<double, float>(a, args, sums) : backward_of<float, float>(a, args, sums);
+}
+
+}  // namespace fusedact::cpu
