@@ -4,8 +4,8 @@ Sigmoids open and close (0 to 1), tanhs carry (-1 to 1): the whole of a step aft
 `fusedact.nn.LSTMCell`. One unit can do it, and shows how: at the mark its input gate opens, then it keeps.
 
 This is one seed, and one of four initialisations tried with it (torch's own, the forget gate opened). Of the others,
-Xavier's for the input's weights learnt too, uniform in 1 / sqrt(3) and normal with 0.3 were still guessing after as many
-steps, and once the network without gates was by far the better. So it shows what gates do, not that they win.
+Xavier's for the input's weights learnt too, uniform in 1 / sqrt(3) and normal with 0.3 were still guessing after as
+many steps, and once the network without gates was by far the better. So it shows what gates do, not that they win.
 """
 
 from __future__ import annotations
