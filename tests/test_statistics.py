@@ -296,11 +296,11 @@ def test_within_linear_act(
 
 
 def test_the_counts_of_linear_act_do_not_depend_on_the_threads(threads: Callable[[int], None]) -> None:
-    x, weight = torch.randn(300, 16), torch.randn(40, 16)
+    x, weight = torch.randn(1100, 16), torch.randn(1003, 16)  # beyond 4 MiB: in tiles, not torch's own product
     found = []
     for count in (1, 2, 5):
         threads(count)
-        sums, histogram = counted(40)
+        sums, histogram = counted(1003)
         call = ("relu", (), 1.0, None, None, "auto")
         y, _ = OPS.linear_act_statistics(x, weight, None, None, *call, False, ZONES, sums, histogram, None)
         found.append((y, sums, histogram))

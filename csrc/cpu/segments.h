@@ -21,10 +21,10 @@ struct ForwardRun {
   Lane bias, weight;
   const Scalars* scalars;
   void* y;
-  uint8_t* mask;    // null if not asked for; cleared before
-  int64_t mask_at;  // the first element's bit
-  bool stream;      // the results are larger than the caches: store past them
-  DType storage;    // of x and y, if the form is brief
+  uint8_t* mask;                   // null if not asked for; cleared before
+  int64_t mask_at;                 // the first element's bit
+  bool stream;                     // the results are larger than the caches: store past them
+  DType storage = DType::float32;  // of x and y, if the form is brief
 };
 
 // `rows` runs of `count` elements, `pitch` apart, that meet the same bias and add to the same sums.
@@ -40,7 +40,7 @@ struct BackwardRun {
   void* bias_sum;  // added to, one per element; null if nobody asked
   void* weight_sum;
   bool stream;
-  DType storage;  // of grad, saved and grad_x, if the form is brief
+  DType storage = DType::float32;  // of grad, saved and grad_x, if the form is brief
 };
 
 struct DoubleBackwardRun {

@@ -73,7 +73,9 @@ GatedGradients composed_backward(const Tensor& grad, const GatedTensors& t, cons
     bounded_gate = gate.clamp_max(*call.limit);
     bounded_value = value.clamp(-*call.limit, *call.limit);
   }
-  Call activation{call.activation, call.params};
+  Call activation;
+  activation.activation = call.activation;
+  activation.params = call.params;
   activation.save = "input";
   Tensor argument = call.alpha == 1.0 ? bounded_gate : bounded_gate * call.alpha;
   Tensor of_value = g * (bias_act(argument, {}, {}, activation) / call.alpha);
