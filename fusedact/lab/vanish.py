@@ -57,6 +57,7 @@ def run() -> frame.Report:
         for name, curve in curves.items():
             axes.plot(curve, label=name, marker=".")
         axes.plot(bound, color="black", linestyle="--", label="0.25^n")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(yscale="log", xlabel="layers below the last", ylabel="gradient norm", title="orthogonal weights")
         axes.legend(ncols=2)
 
