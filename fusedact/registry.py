@@ -599,7 +599,7 @@ ROWS: tuple[Activation, ...] = (
         module="Mish",
         replaces="torch.nn.functional.mish",
         reference=_mish,
-        bounds={"float32": Bound(derivative=5), "float64": Bound(4.0, 4.0, 16.0, 2e-15)},
+        bounds={"float32": Bound(derivative=5.3), "float64": Bound(4.0, 4.0, 16.0, 2e-15)},
     ),
     Activation(
         name="softplus",
@@ -616,7 +616,7 @@ ROWS: tuple[Activation, ...] = (
         reference=lambda v, beta, threshold: _split(
             beta * v > threshold, v, lambda v: v, lambda v: _softplus(beta * v) / beta
         ),
-        bounds={"float32": Bound(forward=2.1)},
+        bounds={"float32": Bound(forward=2.3)},
     ),
     Activation(
         name="sigmoid",
@@ -638,7 +638,7 @@ ROWS: tuple[Activation, ...] = (
         replaces="torch.nn.functional.logsigmoid",
         reference=lambda v: -_softplus(-v),
         init="sigmoid",
-        bounds={"float32": Bound(forward=2.1)},
+        bounds={"float32": Bound(forward=2.3)},
     ),
     Activation(
         name="tanh",

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 FOUND = ROOT / "docs" / "accuracy.jsonl"
 
 
-# What the sweep found beyond the registry's bounds, not mended yet. float32: slopes that are no normal numbers, off by up to
+# What the sweep found beyond the bounds, not mended yet. float32: slopes that are no normal numbers, off by up to
 # 1.5 steps beside the rounding. float64, in the tails or at the edge of a root's 0.1: where phi or sigma' has left the
 # normal range before it is multiplied (gelu, gelu_tanh), where x times a slope of 0 is not 0 (|x| > 1e299: silu, swish,
 # quick_gelu, mish), and second derivatives that cancel (sigmoid, softsign, situ).
