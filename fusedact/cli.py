@@ -202,7 +202,7 @@ def _proved(path: Path, names: list[str] | None, markdown: bool) -> None:
         wanted = {registry.get(name).name for name in names} if names else {line.activation for line in lines}
     except (OSError, ValueError, TypeError) as error:
         raise typer.BadParameter(f"--proof {path}: {error}") from None
-    if any(line.torch_ulp is None for line in lines):
+    if all(line.torch_ulp is None for line in lines):
         proof.add_torch(lines)
         proof.write(lines, path)
     if markdown:

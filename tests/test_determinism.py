@@ -61,6 +61,21 @@ def test_threads_do_not_change_a_bit(shape: tuple[int, ...], dim: int, dtype: to
     same(double(row, x.float(), bias.float(), dim, 1), double(row, x.float(), bias.float(), dim, 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_batches_in_any_split_and_on_any_number_of_threads(dtype: torch.dtype) -> None:
+    """A sample's values do not know which batch it came in, nor the bias gradient how many threads there are."""
+    x, bias = torch.randn(1200, 130).to(dtype), torch.randn(130).to(dtype)
+    for name in ("gelu", "elu"):
+        row = next(r for r in ROWS if r.name == name)
+        whole = run(row, x, bias, 1, 1)
+        for threads in (1, 2, 5, 1):
+            same(whole, run(row, x, bias, 1, threads))
+            for sizes in ([1199, 1], [7] * 171 + [3], [512, 512, 176]):
+                torch.set_num_threads(threads)
+                parts = [call(row, part, bias) for part in x.split(sizes)]
+                same(whole[:1], [torch.cat(parts)])
+
+
 @rows
 def test_every_row_with_two_threads(row: Activation) -> None:
     x, bias = torch.randn(301, 1003), torch.randn(1003)

@@ -155,7 +155,7 @@ inline Jet gelu(double x, const double*) {
 inline Jet times_logistic(double x, const Jet& t) { return variable(x) / (one + exp(-t)); }
 inline Jet gelu_tanh(double x, const double*) {
   const Jet v = variable(x);
-  return times_logistic(x, 2 * sqrt(2 / pi()) * (v + Real("0.044715") * (v * v * v)));
+  return times_logistic(x, 2 * sqrt(2 / pi()) * (v + Real(0.044715) /* the double, as PyTorch has it */ * (v * v * v)));
 }
 inline Jet quick_gelu(double x, const double*) { return times_logistic(x, Real("1.702") * variable(x)); }
 inline Jet silu(double x, const double*) { return times_logistic(x, variable(x)); }
@@ -168,7 +168,10 @@ inline Jet sigmoid(double x, const double*) { return inverse(one + exp(-variable
 inline Jet logsigmoid(double x, const double*) { return -log1p(exp(-variable(x))); }
 inline Jet tanh_(double x, const double*) { return tanh(variable(x)); }
 inline Jet tanhshrink(double x, const double*) { return variable(x) - tanh(variable(x)); }
-inline Jet softsign(double x, const double*) { return variable(x) / (one + (x < 0 ? -variable(x) : variable(x))); }
+inline Jet softsign(double x, const double*) {
+  if (x == 0) return {0, 1, 0};  // its bend jumps there: by convention 0
+  return variable(x) / (one + (x < 0 ? -variable(x) : variable(x)));
+}
 inline Jet clip_(double x, const double* p) { return clip(x, p[0], p[1]); }
 inline Jet hardsigmoid(double x, const double*) {
   return x <= -3 ? zero() : x >= 3 ? constant(1) : (variable(x) + constant(3)) / constant(6);
@@ -220,15 +223,15 @@ inline const std::vector<Definition> definitions = {
     {"elu", definition::elu},
     {"celu", definition::celu},
     {"selu", definition::selu},
-    {"gelu", definition::gelu, contract32, Limits{{4, 4, 16}, 2e-15}, 256},
-    {"gelu_tanh", definition::gelu_tanh, contract32, Limits{{4, 4, 16}, 2e-15}},
-    {"quick_gelu", definition::quick_gelu, contract32, Limits{{4, 4, 10}, 2e-15}},
-    {"silu", definition::silu, contract32, Limits{{4, 4, 8}, 2e-15}},
-    {"swish", definition::swish, contract32, Limits{{4, 4, 8}, 2e-15}},
-    {"mish", definition::mish, contract32, Limits{{4, 4, 16}, 2e-15}},
-    {"softplus", definition::softplus},
+    {"gelu", definition::gelu, Limits{{2.5, 4, 4}, 2e-7}, Limits{{4, 4, 16}, 2e-15}, 256},
+    {"gelu_tanh", definition::gelu_tanh, Limits{{2.3, 4, 4}, 2e-7}, Limits{{4, 4, 16}, 2e-15}},
+    {"quick_gelu", definition::quick_gelu, Limits{{2.1, 4, 4}, 2e-7}, Limits{{4, 4, 10}, 2e-15}},
+    {"silu", definition::silu, Limits{{2.1, 4.2, 4}, 2e-7}, Limits{{4, 4, 8}, 2e-15}},
+    {"swish", definition::swish, Limits{{2.1, 4.2, 4}, 2e-7}, Limits{{4, 4, 8}, 2e-15}},
+    {"mish", definition::mish, Limits{{2, 5.3, 4}, 2e-7}, Limits{{4, 4, 16}, 2e-15}},
+    {"softplus", definition::softplus, Limits{{2.3, 4, 4}, 2e-7}},
     {"sigmoid", definition::sigmoid},
-    {"logsigmoid", definition::logsigmoid},
+    {"logsigmoid", definition::logsigmoid, Limits{{2.3, 4, 4}, 2e-7}},
     {"tanh", definition::tanh_},
     {"tanhshrink", definition::tanhshrink},
     {"softsign", definition::softsign},

@@ -1,8 +1,10 @@
 // Every float against the truth: max ulp, where, and the mean, of value, first and second derivative of each row. No torch.
 //
-//   proof_sweep [ROW...] [--dtype float32|bfloat16|float16|float64|all] [--stride N] [--samples N] [--threads N] [--isa NAME] [--list]
+//   proof_sweep [ROW...] [--dtype float32|bfloat16|float16|float64|all] [--stride N [--dense LOW HIGH]] [--samples N]
+//               [--threads N] [--isa NAME] [--list]
 //
-// float32: every pattern (--stride 1, the default) or every N-th, and always the neighbours of kinks, roots and range ends.
+// float32: every pattern (--stride 1, the default) or every N-th, the neighbours of kinks, roots and range ends, and
+// each one with LOW <= |x| < HIGH.
 // 16 bits: all patterns. float64: --samples points, dense at the same places, against MPFR. A JSON line for each row, dtype and
 // order on stdout, progress on stderr. Exits with 1 if a limit of the accuracy contract is missed.
 #include <unistd.h>
@@ -361,9 +363,11 @@ struct Progress {
   }
 };
 
-std::unique_ptr<Tally> sweep_patterns(const Sweep& s, uint64_t stride, int threads, Progress& progress) {
-  const uint64_t per_sign = (s.format.infinity() + stride - 1) / stride, chunks = (per_sign + chunk - 1) / chunk;
-  progress.total = static_cast<int64_t>(2 * chunks);
+// Every stride-th pattern from `low` on, below `high`, of either sign.
+std::unique_ptr<Tally> sweep_patterns(const Sweep& s, uint64_t low, uint64_t high, uint64_t stride, int threads,
+                                      Progress& progress) {
+  const uint64_t per_sign = (high - low + stride - 1) / stride, chunks = (per_sign + chunk - 1) / chunk;
+  progress.total += static_cast<int64_t>(2 * chunks);
   auto all = std::make_unique<Tally>();
   std::atomic<uint64_t> next{0};
   std::vector<std::unique_ptr<Tally>> own;
@@ -373,7 +377,7 @@ std::unique_ptr<Tally> sweep_patterns(const Sweep& s, uint64_t stride, int threa
     for (uint64_t c; (c = next.fetch_add(1)) < 2 * chunks;) {
       const uint64_t sign = c < chunks ? 0 : s.format.sign(), first = (c % chunks) * chunk;
       const int count = static_cast<int>(std::min<uint64_t>(chunk, per_sign - first));
-      r->count_up(sign | first * stride, stride, count);
+      r->count_up(sign | (low + first * stride), stride, count);
       s.judge(*r, count, *own[t]);
       ++progress.done;
       if (t == 0) progress.show();
@@ -384,15 +388,17 @@ std::unique_ptr<Tally> sweep_patterns(const Sweep& s, uint64_t stride, int threa
   work(0);
   for (auto& t : others) t.join();
   for (auto& t : own) all->merge(*t);
-  if (stride > 1) {  // the neighbours of what is between the steps
-    auto r = std::make_unique<Results>(s.format);
-    for (double place : places(s)) {
-      int count = 0;
-      neighbours(s.format, place, 2000, [&](uint64_t p) { r->put(r->x, count++, p); });
-      s.judge(*r, count, *all);
-    }
-  }
   return all;
+}
+
+// The neighbours of all places, where the sweep has steps between them.
+void sweep_places(const Sweep& s, Tally& tally) {
+  auto r = std::make_unique<Results>(s.format);
+  for (double place : places(s)) {
+    int count = 0;
+    neighbours(s.format, place, 2000, [&](uint64_t p) { r->put(r->x, count++, p); });
+    s.judge(*r, count, tally);
+  }
 }
 
 // float64: there are too many to try; MPFR judges each.
@@ -480,7 +486,7 @@ std::string number(double v) {
   return std::isfinite(v) ? text : "1e999";
 }
 
-bool report(const Sweep& s, const Tally& tally, int stride) {
+bool report(const Sweep& s, const Tally& tally, int stride, const double (&dense)[2]) {
   bool kept = true;
   for (int k = 0; k < 3; ++k) {
     const Worst worst = judged_again(s, tally, k, plain), tail = judged_again(s, tally, k, subnormal);
@@ -490,14 +496,14 @@ bool report(const Sweep& s, const Tally& tally, int stride) {
                       off < 0x1p-10 && tally.count[k] + tally.points > 0;
     kept &= good;
     // The names are those of Line in fusedact/proof.py.
-    std::printf(
-        "{\"activation\": \"%s\", \"dtype\": \"%s\", \"order\": \"%s\", \"isa\": \"%s\", \"inputs\": %" PRId64
-        ", \"stride\": %d, \"ulp\": %s, \"at\": %.17g, \"mean\": %s, \"subnormal\": %s, \"subnormal_at\": %.17g, "
-        "\"near_root\": %s, \"truth\": %s}\n",
-        s.row.name, s.format.name, orders[k], fusedact::cpu::capability(), tally.points, stride,
-        number(worst.ulp).c_str(), worst.x,
-        number(tally.count[k] ? tally.sum[k] / static_cast<double>(tally.count[k]) : 0).c_str(),
-        number(tail.ulp).c_str(), tail.x, number(tally.near_absolute[k]).c_str(), number(off).c_str());
+    std::printf("{\"activation\": \"%s\", \"dtype\": \"%s\", \"order\": \"%s\", \"isa\": \"%s\", \"inputs\": %" PRId64
+                ", \"stride\": %d, \"dense\": [%g, %g], \"ulp\": %s, \"at\": %.17g, \"mean\": %s, \"subnormal\": %s, "
+                "\"subnormal_at\": %.17g, "
+                "\"near_root\": %s, \"truth\": %s}\n",
+                s.row.name, s.format.name, orders[k], fusedact::cpu::capability(), tally.points, stride,
+                stride > 1 ? dense[0] : 0.0, stride > 1 ? dense[1] : 0.0, number(worst.ulp).c_str(), worst.x,
+                number(tally.count[k] ? tally.sum[k] / static_cast<double>(tally.count[k]) : 0).c_str(),
+                number(tail.ulp).c_str(), tail.x, number(tally.near_absolute[k]).c_str(), number(off).c_str());
   }
   std::fflush(stdout);
   return kept;
@@ -529,6 +535,7 @@ int run(int argc, char** argv) {
   uint64_t stride = 1;
   int64_t samples = 20000;
   int threads = 1;
+  double dense[2] = {};
   for (int i = 1; i < argc; ++i) {
     const std::string a = argv[i];
     auto value = [&] {
@@ -542,6 +549,8 @@ int run(int argc, char** argv) {
       dtype = value();
     else if (a == "--stride")
       stride = std::max(1ull, std::strtoull(value(), nullptr, 10));
+    else if (a == "--dense")
+      dense[0] = std::atof(value()), dense[1] = std::atof(value());
     else if (a == "--samples")
       samples = std::strtoll(value(), nullptr, 10);
     else if (a == "--threads")
@@ -568,9 +577,19 @@ int run(int argc, char** argv) {
       Progress progress;
       progress.what = std::string(r.name) + " " + f.name;
       const uint64_t step = f.bits == 32 ? stride : 1;
-      const auto tally =
-          f.bits == 64 ? sweep_samples(s, samples, progress) : sweep_patterns(s, step, threads, progress);
-      kept &= report(s, *tally, f.bits == 64 ? 0 : static_cast<int>(step));
+      std::unique_ptr<Tally> tally;
+      if (f.bits == 64) {
+        tally = sweep_samples(s, samples, progress);
+      } else {
+        tally = sweep_patterns(s, 0, f.infinity(), step, threads, progress);
+        if (step > 1) sweep_places(s, *tally);
+        if (step > 1 && dense[1] > dense[0]) {
+          const auto more = sweep_patterns(s, pattern_of(f, dense[0]), pattern_of(f, dense[1]), 1, threads, progress);
+          for (int k = 0; k < 3; ++k) more->sum[k] = 0, more->count[k] = 0;  // the mean is over all patterns alike
+          tally->merge(*more);
+        }
+      }
+      kept &= report(s, *tally, f.bits == 64 ? 0 : static_cast<int>(step), dense);
     }
   }
   if (!any)
