@@ -120,7 +120,7 @@ Only = dict[torch.dtype, tuple[str, ...]]
 
 
 def library(only: Only, units: int = 2048) -> tuple[Path, list[str]]:
-    """A shared library of bias_act's launchers, and the PTX of its kernels; per storage type, the activations that it has.
+    """A shared library of bias_act's launchers, and the PTX of its kernels; per storage type, its activations.
 
     `units`: how many units of work a tensor is cut into before they get longer than one step.
     """
@@ -135,7 +135,7 @@ def blocks_library(only: Only, units: int = 2048) -> tuple[Path, list[str]]:
     """The same of the operators around an activation."""
     names = _names(only)
     kernels = [(file, s, some) for s, some in names.items() for file in ("gated", "epilogue")]
-    kernels += [(file, "float64", ["identity"]) for file in ("dropout_mask", "fold")]
+    kernels += [(file, "float64", ["identity"]) for file in ("dropout_mask", "fold", "softmax", "maxout", "cells")]
     hosts = [CUDA / "gated.cpp", CUDA / "epilogue.cpp", HERE / "ptx_launch_blocks.cpp"]
     return _linked("blocks", kernels, hosts, units)
 
@@ -158,7 +158,7 @@ def _linked(
         return _compiled(f"{file}-{storage}", command, _sources() + source.read_text())
 
     def host(file: Path) -> Path:
-        defined = ['-DFUSEDACT_CUDA_ARCHITECTURES="8.0"', f"-DFUSEDACT_ENOUGH_UNITS={units}"]
+        defined = [f"-DFUSEDACT_ENOUGH_UNITS={units}"]
         command = ["g++", "-std=c++20", "-O1", "-fPIC", *defined, "-c", str(file)]
         return _compiled(file.stem, command, _sources() + file.read_text())
 
@@ -304,6 +304,32 @@ EpilogueBackwardArgs = _args(
 )
 
 
+SoftmaxArgs = _args(*_SHAPED, ("log", ctypes.c_bool), *_pointers("x"), ("bias", Vector), *_pointers("y"))
+SoftmaxBackwardArgs = _args(*_SHAPED, ("log", ctypes.c_bool), *_pointers("grad", "y", "grad_x"), ("grad_bias", Sum))
+_PIECES = [("shape", Shape), ("pieces", ctypes.c_int64), ("dtype", ctypes.c_uint8)]
+MaxoutArgs = _args(*_PIECES, *_pointers("x"), ("bias", Vector), *_pointers("y", "indices"))
+MaxoutBackwardArgs = _args(*_PIECES, *_pointers("grad", "indices", "grad_x"), ("grad_bias", Sum))
+_CELLS = [("rows", ctypes.c_int64), ("hidden", ctypes.c_int64), ("dtype", ctypes.c_uint8)]
+LstmArgs = _args(*_CELLS, *_pointers("gates"), ("bias", Vector), *_pointers("c", "h", "c_new"))
+LstmBackwardArgs = _args(
+    *_CELLS,
+    *_pointers("grad_h", "grad_c_new", "gates"),
+    ("bias", Vector),
+    *_pointers("c", "grad_gates", "grad_c"),
+    ("grad_bias", Sum),
+)
+_GRU = [*_pointers("input_gates", "hidden_gates"), ("input_bias", Vector), ("hidden_bias", Vector), *_pointers("h")]
+GruArgs = _args(*_CELLS, *_GRU, *_pointers("h_new"))
+GruBackwardArgs = _args(
+    *_CELLS,
+    *_pointers("grad"),
+    *_GRU,
+    *_pointers("grad_input_gates", "grad_hidden_gates", "grad_h"),
+    ("grad_input_bias", Sum),
+    ("grad_hidden_bias", Sum),
+)
+
+
 # ---- the device -----------------------------------------------------------------------------------------------------
 
 
@@ -332,9 +358,9 @@ class Device:
 
         self.runtime = HostRuntime(str(path), ptx)
         self.lib = self.runtime.lib
-        for name in ("backward_bytes", "double_backward_bytes", "gated_backward_bytes", "epilogue_backward_bytes"):
-            if hasattr(self.lib, name):
-                getattr(self.lib, name).restype = ctypes.c_int64
+        for of in ("", "double_", "gated_", "epilogue_", "softmax_", "maxout_", "lstm_", "gru_"):
+            if hasattr(self.lib, f"{of}backward_bytes"):
+                getattr(self.lib, f"{of}backward_bytes").restype = ctypes.c_int64
 
     def set(self, sms: int = 108, **options: Any) -> Device:
         """How many multiprocessors there are (one makes few blocks that take many turns), and ptxrun's options."""
@@ -467,7 +493,7 @@ class Device:
         sums: torch.dtype | None = None,
         shift: int = 0,
     ) -> Run:
-        """cuda::gated_backward; results "grad_0" (and "grad_1" of two tensors), "gate_sum" and "value_sum" if asked for."""
+        """cuda::gated_backward; results "grad_0" (and "grad_1" of two tensors); "gate_sum", "value_sum" on demand."""
         call = _Call(self.runtime, shift)
         args = GatedBackwardArgs(shape=Shape(*x.shape), dtype=DTYPE[grad.dtype], halves=x.halves)
         args.grad = call.give(grad)
@@ -549,6 +575,29 @@ class Device:
         dropout = call.dropout((seed, p))
         mask = call.take("mask", (count,), dtype)
         self.lib.run_dropout_mask(ctypes.byref(dropout), DTYPE[dtype], ctypes.c_void_p(mask), ctypes.c_int64(count))
+        return call.done()
+
+    def pass_of(self, name: str, args: Any, shift: int = 0, **tensors: Any) -> Run:
+        """run_<name> of a family without activations. What `args` lacks: tensors that go in; (sizes, dtype) of results;
+        a Vector's as ("vector", tensor), a Sum's as ("sum", count, dtype)."""
+        call = _Call(self.runtime, shift)
+        for field_name, given in tensors.items():
+            if isinstance(given, Tensor):
+                setattr(args, field_name, call.give(given, 0 if given.dtype == torch.uint8 else None))
+            elif given is None:
+                continue
+            elif given[0] == "vector":
+                setattr(args, field_name, call.vector(given[1], "channel"))
+            elif given[0] == "sum":
+                setattr(args, field_name, call.sum(field_name, *given[1:]))
+            else:
+                sizes, dtype = given
+                setattr(args, field_name, call.take(field_name, sizes, dtype, 0 if dtype == torch.uint8 else None))
+        if name.endswith("_backward"):
+            room = call.workspace(getattr(self.lib, f"{name}_bytes")(ctypes.byref(args)))
+            getattr(self.lib, f"run_{name}")(ctypes.byref(args), room)
+        else:
+            getattr(self.lib, f"run_{name}")(ctypes.byref(args))
         return call.done()
 
 

@@ -1,23 +1,42 @@
-"""The CUDA kernels of gated units and of the epilogue, executed without a GPU, as test_ptx.py does for bias_act.
+"""The CUDA kernels of the operators around an activation, executed without a GPU, as test_ptx.py does for bias_act.
 
-Held to the CPU's bits, which tests/test_gated.py and test_epilogue.py hold to the truth; sums to the truth. And: no report of
-ptxrun, every element written, each byte moved once.
+Held to the CPU's bits, which the operators' own tests hold to the truth; sums, and softmax, which adds up in another
+order, to the truth. And: no report of ptxrun, every element written, each byte moved once.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import sys
 from typing import Any
 
 import pytest
 import torch
-from ptx import STORAGE, Device, Gated, blocks_library, unavailable
+from ptx import (
+    DTYPE,
+    ROOT,
+    STORAGE,
+    Device,
+    Gated,
+    GruArgs,
+    GruBackwardArgs,
+    LstmArgs,
+    LstmBackwardArgs,
+    MaxoutArgs,
+    MaxoutBackwardArgs,
+    Shape,
+    SoftmaxArgs,
+    SoftmaxBackwardArgs,
+    blocks_library,
+    unavailable,
+)
 from test_ptx import ALL, as_on_cpu, clean, same, sampled, scalars, special
 from torch import Tensor
 
 from fusedact.registry import get
 
+sys.path.append(str(ROOT / "benchmarks"))
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
 SAMPLE = {
@@ -52,7 +71,7 @@ def _device(every: bool, units: int) -> Device:
 
 
 def near(got: Tensor, terms: Tensor, shape: tuple[int, int, int]) -> None:
-    """Assert that `got` is the sum of `terms` over all but the channels, to what float32 sums of this size are good for."""
+    """Assert that `got` is the sum of `terms` over all but the channels, as well as float32 adds up as many."""
     each = terms.double().reshape(shape)
     rounding = torch.finfo(got.dtype).eps * each.sum((0, 2)).abs() + torch.finfo(got.dtype).tiny
     assert ((got.double() - each.sum((0, 2))).abs() <= 2.0**-20 * each.abs().sum((0, 2)) + rounding).all()
@@ -333,3 +352,213 @@ def test_epilogue_bytes_move_once(dtype: torch.dtype) -> None:
     run = clean(on.epilogue(name, x, shape, scalars(row), dropout=(SEED, 0.5)))
     seen = run.launches[0].result.summary()
     assert (seen["unique_read_bytes"], seen["unique_written_bytes"]) == (size + 8, size)
+
+
+# ---- softmax --------------------------------------------------------------------------------------------------------
+
+# A warp for a row, a block for one, one that registers do not hold; columns alone and in packs.
+ROWS = [
+    (1, 1, 1),
+    (5, 64, 1),
+    (37, 10, 1),
+    (3, 1000, 1),
+    (2, 5003, 1),
+    (1, 9000, 1),
+    (2, 7, 40),
+    (3, 20, 49),
+    (1, 5, 256),
+]
+rows = pytest.mark.parametrize("shape", ROWS, ids=str)
+logs = pytest.mark.parametrize("log", [False, True], ids=["softmax", "log_softmax"])
+
+
+def ulps(got: Tensor, true: Tensor) -> Tensor:
+    """How far from the truth, in units of the last place of got's dtype."""
+    info = torch.finfo(got.dtype)
+    _, exponent = torch.frexp(true.abs().clamp_min(info.tiny))
+    return (got.double() - true).abs() / (info.eps * torch.exp2(exponent.double() - 1))
+
+
+def log_softmax_of(v: Tensor) -> Tensor:
+    """Of float64, along dim 1: right near zero, too, where the greatest would drown the rest."""
+    top, where = v.max(1, keepdim=True)
+    rest = (v - top).exp().scatter(1, where, 0.0).sum(1, keepdim=True)
+    return (v - top) - rest.log1p()
+
+
+def softmax_on(on: Device, x: Tensor, shape: Any, bias: Tensor | None, log: bool, shift: int = 0) -> Tensor:
+    args = SoftmaxArgs(shape=Shape(*shape), dtype=DTYPE[x.dtype], log=log)
+    given = {} if bias is None else {"bias": ("vector", bias)}
+    return clean(on.pass_of("softmax", args, shift, x=x, **given, y=((len(x),), x.dtype)))["y"]
+
+
+@logs
+@rows
+@dtypes
+def test_softmax(dtype: torch.dtype, shape: tuple[int, int, int], log: bool) -> None:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    x = sampled(dtype, math.prod(shape))
+    for number, of in enumerate((None, dtype, wide)):
+        bias = None if of is None else sampled(of, shape[1])
+        y = softmax_on(device(dtype, "identity"), x, shape, bias, log, shift=number % 2)
+        v = x.view(shape).double() + (0 if bias is None else bias.double().view(1, -1, 1))
+        if dtype == torch.float64:  # the truth would need more digits than it has
+            cpu = torch.ops.fusedact.softmax(x.view(shape), bias, 1, log).flatten()
+            assert (ulps(y, cpu.double()) <= 2).all()
+            continue
+        true = (log_softmax_of(v) if log else v.softmax(1)).flatten()
+        # Or the CPU's own value, which tests/test_softmax.py judges: near the root of a logarithm float64 is no truth.
+        cpu = torch.ops.fusedact.softmax(x.view(shape), bias, 1, log).flatten()
+        good = ulps(y, true) <= (4 if dtype == torch.float32 else 0.51)
+        assert (good | (y == cpu) | (true.abs() <= torch.finfo(dtype).tiny)).all()
+
+
+@logs
+@dtypes
+def test_softmax_of_no_number(dtype: torch.dtype, log: bool) -> None:
+    """A row with NaN, with inf, or of -inf only is NaN throughout, and no other row."""
+    inf, nan = math.inf, math.nan
+    x = torch.tensor([[1, nan, 2], [1, inf, 2], [inf, -inf, 0], [-inf] * 3, [-inf, 1, 2], [3e4, -3e4, 3e4]]).to(dtype)
+    expected = torch.ops.fusedact.softmax(x, None, 1, log)
+    for shape, values in (((6, 3, 1), x), ((1, 3, 6), x.t().contiguous())):
+        y = softmax_on(device(dtype, "identity"), values.flatten(), shape, None, log).view(values.shape)
+        y = y if shape[2] == 1 else y.t()
+        assert torch.equal(y.isnan(), expected.isnan())
+        torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+@logs
+@rows
+@dtypes
+def test_softmax_backward(dtype: torch.dtype, shape: tuple[int, int, int], log: bool) -> None:
+    x, grad = sampled(dtype, math.prod(shape)), sampled(dtype, math.prod(shape))
+    y = torch.ops.fusedact.softmax(x.view(shape), None, 1, log)
+    args = SoftmaxBackwardArgs(shape=Shape(*shape), dtype=DTYPE[dtype], log=log)
+    given = {"grad": grad, "y": y.flatten(), "grad_x": ((len(x),), dtype), "grad_bias": ("sum", shape[1], dtype)}
+    run = clean(device(dtype, "identity").pass_of("softmax_backward", args, **given))
+    g, v = grad.view(shape).double(), y.double()
+    share = v.exp() if log else v
+    true = g - share * g.sum(1, keepdim=True) if log else v * (g - (g * v).sum(1, keepdim=True))
+    size = g.abs() + share * g.abs().sum(1, keepdim=True) if log else v * (g.abs() + (g * v).abs().sum(1, keepdim=True))
+    eps = torch.finfo(dtype).eps
+    slack = 2.0**-49 if dtype == torch.float64 else min(eps, 2.0**-21)  # the truth is float64 itself
+    error = (run["grad_x"].double().view(shape) - true).abs()
+    assert (error <= slack * size + eps / 2 * true.abs() + torch.finfo(dtype).tiny).all()
+    near(run["grad_bias"], run["grad_x"], shape)
+
+
+# ---- maxout ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(("outer", "outputs", "inner"), [(5, 8, 1), (37, 3, 1), (2, 3, 49), (3, 2, 64), (1, 300, 1)])
+@dtypes
+def test_maxout(dtype: torch.dtype, outer: int, outputs: int, inner: int, pieces: int) -> None:
+    shape, fewer = (outer, outputs * pieces, inner), (outer, outputs, inner)
+    x = sampled(dtype, math.prod(shape)).round()  # ties
+    x[::29] = math.nan
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    on, count = device(dtype, "identity"), math.prod(fewer)
+    for number, bias in enumerate((None, sampled(dtype, shape[1]), sampled(wide, shape[1]))):
+        y, indices = torch.ops.fusedact.maxout(x.view(shape), bias, pieces, 1)
+        args = MaxoutArgs(shape=Shape(*shape), pieces=pieces, dtype=DTYPE[dtype])
+        given = {} if bias is None else {"bias": ("vector", bias)}
+        run = clean(
+            on.pass_of("maxout", args, number % 2, x=x, **given, y=((count,), dtype), indices=((count,), torch.uint8))
+        )
+        same(run["y"], y.flatten())
+        assert torch.equal(run["indices"], indices.flatten())
+        grad = sampled(dtype, count)
+        args = MaxoutBackwardArgs(shape=Shape(*shape), pieces=pieces, dtype=DTYPE[dtype])
+        given = {} if bias is None else {"grad_bias": ("sum", shape[1], bias.dtype)}
+        run = clean(
+            on.pass_of(
+                "maxout_backward",
+                args,
+                number % 2,
+                grad=grad,
+                indices=indices.flatten(),
+                grad_x=((len(x),), dtype),
+                **given,
+            )
+        )
+        cpu = torch.ops.fusedact.maxout_backward(grad.view(fewer), indices, bias, pieces, 1, bias is not None)
+        same(run["grad_x"], cpu[0].flatten())
+        if bias is not None:
+            near(run["grad_bias"], run["grad_x"], shape)
+
+
+# ---- cells ----------------------------------------------------------------------------------------------------------
+
+cells = pytest.mark.parametrize(("count", "hidden"), [(1, 1), (3, 64), (40, 10), (9, 33), (5, 136)])
+
+
+@cells
+@dtypes
+def test_lstm(dtype: torch.dtype, count: int, hidden: int) -> None:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    gates, c = sampled(dtype, count * 4 * hidden), sampled(dtype, count * hidden)
+    grads = sampled(dtype, count * hidden), sampled(dtype, count * hidden)
+    rows, on, size = (count, hidden), device(dtype, "identity"), ((count * hidden,), dtype)
+    for number, bias in enumerate((None, sampled(dtype, 4 * hidden), sampled(wide, 4 * hidden))):
+        given: dict[str, Any] = {} if bias is None else {"bias": ("vector", bias)}
+        args = LstmArgs(rows=count, hidden=hidden, dtype=DTYPE[dtype])
+        run = clean(on.pass_of("lstm", args, number % 2, gates=gates, c=c, **given, h=size, c_new=size))
+        shaped = gates.view(count, -1), c.view(rows), bias
+        for result, expected in zip(("h", "c_new"), torch.ops.fusedact.lstm_cell_act(*shaped), strict=True):
+            same(run[result], expected.flatten())
+        if bias is not None:
+            given["grad_bias"] = ("sum", 4 * hidden, bias.dtype)
+        of_h, of_c = grads if number else (grads[0], None)
+        args = LstmBackwardArgs(rows=count, hidden=hidden, dtype=DTYPE[dtype])
+        given |= {"grad_h": of_h, "grad_c_new": of_c, "gates": gates, "c": c}
+        results = {"grad_gates": ((len(gates),), dtype), "grad_c": size}
+        run = clean(on.pass_of("lstm_backward", args, number % 2, **given, **results))
+        back = of_h.view(rows), None if of_c is None else of_c.view(rows)
+        cpu = torch.ops.fusedact.lstm_cell_act_backward(*back, *shaped, False)
+        same(run["grad_gates"], cpu[0].flatten())
+        same(run["grad_c"], cpu[1].flatten())
+        if bias is not None:
+            near(run["grad_bias"], run["grad_gates"], (count, 4 * hidden, 1))
+
+
+@cells
+@dtypes
+def test_gru(dtype: torch.dtype, count: int, hidden: int) -> None:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    gates = sampled(dtype, count * 3 * hidden), sampled(dtype, count * 3 * hidden)
+    h, grad = sampled(dtype, count * hidden), sampled(dtype, count * hidden)
+    rows, on, size = (count, hidden), device(dtype, "identity"), ((count * hidden,), dtype)
+    of_gates = ((count * 3 * hidden,), dtype)
+    for number, of in enumerate((None, dtype, wide)):
+        biases = (None, None) if of is None else (sampled(of, 3 * hidden), sampled(of, 3 * hidden))
+        given: dict[str, Any] = {"input_gates": gates[0], "hidden_gates": gates[1], "h": h}
+        if of is not None:
+            given |= {"input_bias": ("vector", biases[0]), "hidden_bias": ("vector", biases[1])}
+        args = GruArgs(rows=count, hidden=hidden, dtype=DTYPE[dtype])
+        run = clean(on.pass_of("gru", args, number % 2, **given, h_new=size))
+        shaped = [t.view(count, -1) for t in gates] + [h.view(rows), *biases]
+        same(run["h_new"], torch.ops.fusedact.gru_cell_act(*shaped).flatten())
+        if of is not None:
+            given |= {"grad_input_bias": ("sum", 3 * hidden, of), "grad_hidden_bias": ("sum", 3 * hidden, of)}
+        results = {"grad_input_gates": of_gates, "grad_hidden_gates": of_gates, "grad_h": size}
+        args = GruBackwardArgs(rows=count, hidden=hidden, dtype=DTYPE[dtype])
+        run = clean(on.pass_of("gru_backward", args, number % 2, grad=grad, **given, **results))
+        cpu = torch.ops.fusedact.gru_cell_act_backward(grad.view(rows), *shaped, False, False)
+        for result, expected in zip(results, cpu, strict=False):
+            same(run[result], expected.flatten())
+        if of is not None:
+            near(run["grad_input_bias"], run["grad_input_gates"], (count, 3 * hidden, 1))
+            near(run["grad_hidden_bias"], run["grad_hidden_gates"], (count, 3 * hidden, 1))
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=slow)], ids=["sample", "all"])
+def test_budgets(every: bool) -> None:
+    """As `python benchmarks/budgets.py --blocks --check` prints them."""
+    from budgets import block_budgets
+
+    judged = ALL if every else {torch.bfloat16: ("silu",)}
+    found = list(block_budgets(judged, blocks_library(ALL if every else SAMPLE, units=1)))
+    assert len(found) == 9 * sum(map(len, judged.values()))
+    missed = [f"{b.activation} {b.dtype} {b.kernel}: {fault}" for b in found for fault in b.faults]
+    assert not missed, "\n".join(missed)

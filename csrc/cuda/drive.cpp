@@ -3,8 +3,6 @@
 // Knows no CUDA syntax and no torch; the kernels come from tables.h.
 #include "drive.h"
 
-#include "../registry.h"
-
 namespace fusedact::cuda {
 namespace {
 
@@ -78,21 +76,6 @@ void double_backward(const Activation& a, const DoubleBackwardArgs& args, void* 
   const Tiles t = cut_for(args);
   double_backward_table(args.saved_kind)[a.index](args, t, {.bias = args.grad_bias.data ? workspace : nullptr}, stream);
   if (args.grad_bias.data) fold(partial_shape(args.shape, t, false), workspace, true, args.grad_bias, stream);
-}
-
-const char* architectures() { return FUSEDACT_CUDA_ARCHITECTURES; }
-
-int kernel_count() {
-  int count = 0;
-  const auto add = [&](const auto* table) {
-    for (size_t i = 0; i < activations().size(); ++i) count += table[i] != nullptr;
-  };
-  for (DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::float16}) {
-    add(FUSEDACT_OF_STORAGE(dtype, forward_table)());
-    for (Saved kind : {Saved::input, Saved::output, Saved::mask}) add(FUSEDACT_OF_STORAGE(dtype, backward_table)(kind));
-  }
-  for (Saved kind : {Saved::input, Saved::output}) add(double_backward_table(kind));
-  return count;
 }
 
 }  // namespace fusedact::cuda

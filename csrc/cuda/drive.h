@@ -40,4 +40,8 @@ inline Shape partial_shape(const Shape& s, const Tiles& t, bool one) {
 }
 inline int64_t bytes_of(const Tiles& t, bool wide) { return (t.partials() * (wide ? 8 : 4) + 15) / 16 * 16; }
 
+// sum[c] = sum of x over all but the channels: a pass of its own, for gradients of biases that no kernel adds up on the way.
+int64_t sum_bytes(const Shape&, DType, const void* x);
+void sum_channels(const Shape&, DType, const void* x, const Sum&, void* workspace, Stream);
+
 }  // namespace fusedact::cuda

@@ -3,6 +3,7 @@
 // Knows no CUDA syntax and no torch; the kernels come from tables.h.
 #include "../epilogue/kernels.h"
 
+#include "../registry.h"
 #include "drive.h"
 
 namespace fusedact::cuda {
@@ -57,6 +58,27 @@ void epilogue_backward(const Activation& a, const EpilogueBackwardArgs& args, vo
   FUSEDACT_OF_STORAGE(args.dtype, epilogue_backward_table)()[a.index](args, t, partials, stream);
   if (partials.bias) fold(partial_shape(args.shape, t, false), partials.bias, in_double, args.grad_bias, stream);
   if (partials.weight) fold(partial_shape(args.shape, t, one), partials.weight, in_double, second, stream);
+}
+
+// The backward pass of the identity, of which only the sum is asked for.
+namespace {
+EpilogueBackwardArgs summing(const Shape& shape, DType dtype, const void* x, const Sum& sum) {
+  EpilogueBackwardArgs args;
+  args.shape = shape;
+  args.dtype = dtype;
+  args.grad = x;
+  args.grad_bias = sum;
+  return args;
+}
+}  // namespace
+
+int64_t sum_bytes(const Shape& shape, DType dtype, const void* x) {
+  const char any = 0;
+  return workspace_bytes(*find_activation("identity"), summing(shape, dtype, x, {const_cast<char*>(&any), dtype}));
+}
+
+void sum_channels(const Shape& shape, DType dtype, const void* x, const Sum& sum, void* workspace, Stream stream) {
+  epilogue_backward(*find_activation("identity"), summing(shape, dtype, x, sum), workspace, stream);
 }
 
 }  // namespace fusedact::cuda
