@@ -1,16 +1,18 @@
 """What the CUDA kernels cost, read off their machine code and counted while ptxrun runs them: no GPU, no time taken.
 
-    python benchmarks/budgets.py [activation ...] [--dtype float32] [--check]
+    python benchmarks/budgets.py [activation ...] [--dtype float32] [--blocks] [--check]
 
 A row for each kernel: registers, spills and stack for sm_80 and sm_90, the widths of its accesses, bytes moved and
 instructions issued per element, and for an H100 the time to issue them over the time to move, at its peak rates: below
-1 a kernel can only wait for memory. --check exits with 1 if a budget is missed. Needs nvcc and ptxrun (tests/ptx.py).
+1 a kernel can only wait for memory. --blocks adds gated units and the epilogue. --check exits with 1 if a budget is
+missed. Needs nvcc and ptxrun (tests/ptx.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import re
 import sys
 import tempfile
@@ -23,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from ptx import STORAGE, Device, library, unavailable
+from ptx import STORAGE, Device, Gated, blocks_library, library, unavailable
 
 from fusedact import registry
 
@@ -75,8 +77,10 @@ class Budget:
                 found.append(f"{self.spills[arch]} bytes of spills on {arch}")
             if self.stack[arch] and self.activation not in ("sin", "cos"):
                 found.append(f"{self.stack[arch]} bytes of stack on {arch}")
-            if self.registers[arch] > REGISTERS:
-                found.append(f"{self.registers[arch]} registers on {arch}, allowed are {REGISTERS}")
+            # Eight elements at a time in float64 take all that a thread can have, and one block on a multiprocessor.
+            allowed = 255 if self.wide and self.dtype in ("bfloat16", "float16") else REGISTERS
+            if self.registers[arch] > allowed:
+                found.append(f"{self.registers[arch]} registers on {arch}, allowed are {allowed}")
         if self.bytes != self.least:
             found.append(f"{self.bytes:g} bytes per element, {self.least:g} are enough")
         if self.kernel != "double_backward" and set(self.widths.split()) != {"16"}:
@@ -106,6 +110,36 @@ def budgets(only: dict[torch.dtype, tuple[str, ...]], built: tuple[Path, list[st
                 run = on.backward(name, x, saved, kind=kind, **args)
                 yield make(f"backward, {kind}", run, 2 * size + (1 / 8 if kind == "mask" else size))
             yield make("double_backward", on.double_backward(name, x, x, x, **args), 5 * size)
+
+
+def block_budgets(
+    only: dict[torch.dtype, tuple[str, ...]], built: tuple[Path, list[str]] | None = None
+) -> Iterator[Budget]:
+    """The kernels of gated units and of the epilogue, likewise; `built` by ptx.blocks_library."""
+    path, texts = built or blocks_library(only, units=1)
+    on, machine = Device(path, texts), Machine(texts)
+    shape = (16, ELEMENTS // 16, 1)
+    for dtype, names in only.items():
+        for name in names:
+            params = registry.get(name).resolve()[1]
+            x = torch.randn(ELEMENTS, dtype=torch.float64).to(dtype)
+            both = torch.cat([x, x])
+            size = x.element_size()
+            make = functools.partial(_budget, machine, name, STORAGE[dtype])
+            for way, gated in {
+                "two": Gated((x, x.clone()), shape),
+                "halves": Gated((both,), shape),
+                "pairs": Gated((both,), shape, interleaved=True),
+            }.items():
+                yield make(f"gated, {way}", on.gated(name, gated, params), 3 * size)
+                yield make(f"gated backward, {way}", on.gated_backward(name, x, gated, params), 5 * size)
+            drawn, seed = {"dropout": (1, 0.5)}, 8 / ELEMENTS
+            run = on.epilogue(name, x, (1, 1, ELEMENTS), params, residual=x.clone())
+            yield make("residual", run, 3 * size)
+            run = on.epilogue(name, x, (1, 1, ELEMENTS), params, residual=x.clone(), **drawn)
+            yield make("dropout, residual", run, 3 * size + seed)
+            run = on.epilogue_backward(name, x, x.clone(), (1, 1, ELEMENTS), params, **drawn)
+            yield make("dropout backward", run, 3 * size + seed)
 
 
 class Machine:
@@ -141,7 +175,9 @@ def _budget(machine: Machine, name: str, dtype: str, kernel: str, run: Any, leas
     slots = sum(SLOTS.get(_root(op), 1) * warps for op, (_, warps) in seen.instructions().items()) * 32 / ELEMENTS
     gpu = GPUS["H100"]
     issue = slots / (gpu.sms * gpu.ghz * 4 * 32)
-    widths = sorted({row["width"] for row in seen.traffic() if row["space"] == "global" and row["width"] > 1})
+    # Of what moves elements: a mask's bytes and dropout's seed are little beside them.
+    main = [r for r in seen.traffic() if r["space"] == "global" and r["width"] > 1 and r["bytes"] >= ELEMENTS]
+    widths = sorted({row["width"] for row in main})
     return Budget(
         kernel=kernel,
         activation=name,
@@ -166,6 +202,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Budgets of the CUDA kernels, without a GPU.")
     parser.add_argument("activations", nargs="*", help="names; all of them if none is given")
     parser.add_argument("--dtype", choices=[*STORAGE.values()], help="one dtype instead of four")
+    parser.add_argument("--blocks", action="store_true", help="the operators around an activation, too")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a budget is missed")
     options = parser.parse_args()
     if unavailable():
@@ -176,7 +213,10 @@ def main() -> int:
     head = ("activation", "dtype", "kernel", "registers", "spills", "stack", "widths", "bytes", "slots", "issue/move")
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     missed = []
-    for b in budgets(only):
+    rows = budgets(only)
+    if options.blocks:
+        rows = itertools.chain(rows, block_budgets(only))
+    for b in rows:
         pairs = ["/".join(str(of[arch]) for arch in ARCHITECTURES) for of in (b.registers, b.spills, b.stack)]
         ratio = f"{b.ratio:.2f}" + (f" ({b.excuse})" if b.ratio >= 1 and b.excuse else "")
         cells = (b.activation, b.dtype, b.kernel, *pairs, b.widths, f"{b.bytes:g}", f"{b.slots:.1f}", ratio)

@@ -94,7 +94,9 @@ def _compiled(name: str, command: Sequence[str], sources: str, suffix: str = ".o
 @functools.cache
 def _sources() -> str:
     """Every file that a kernel may include: what changes in them compiles all anew."""
-    files = [*CUDA.glob("*.h"), *CUDA.glob("*.cuh"), *(ROOT / "csrc").glob("*.h"), ROOT / "csrc" / "registry.cpp"]
+    csrc = ROOT / "csrc"
+    files = [*CUDA.glob("*.h"), *CUDA.glob("*.cuh"), *csrc.glob("*.h"), csrc / "registry.cpp"]
+    files += [*csrc.glob("*/kernels.h"), *csrc.glob("*/maths.h")]
     return "".join(f.read_text() for f in sorted(files))
 
 
@@ -114,41 +116,61 @@ def structs() -> dict[str, str]:
     }
 
 
-def library(only: dict[torch.dtype, tuple[str, ...]], units: int = 2048) -> tuple[Path, list[str]]:
-    """A shared library of the launchers, and the PTX of its kernels; per storage type, the activations that it has.
+Only = dict[torch.dtype, tuple[str, ...]]
+
+
+def library(only: Only, units: int = 2048) -> tuple[Path, list[str]]:
+    """A shared library of bias_act's launchers, and the PTX of its kernels; per storage type, its activations.
 
     `units`: how many units of work a tensor is cut into before they get longer than one step.
     """
+    names = _names(only)
+    every = sorted({name for some in names.values() for name in some})
+    kernels = [(file, s, some) for s, some in names.items() for file in ("forward", "backward")]
+    kernels += [("double_backward", "float64", every), ("fold", "float64", ["identity"])]
+    return _linked("launchers", kernels, [CUDA / "drive.cpp", HERE / "ptx_launch.cpp"], units)
+
+
+def blocks_library(only: Only, units: int = 2048) -> tuple[Path, list[str]]:
+    """The same of the operators around an activation."""
+    names = _names(only)
+    kernels = [(file, s, some) for s, some in names.items() for file in ("gated", "epilogue")]
+    kernels += [(file, "float64", ["identity"]) for file in ("dropout_mask", "fold", "softmax", "maxout", "cells")]
+    hosts = [CUDA / "gated.cpp", CUDA / "epilogue.cpp", HERE / "ptx_launch_blocks.cpp"]
+    return _linked("blocks", kernels, hosts, units)
+
+
+def _names(only: Only) -> dict[str, list[str]]:
+    return {storage: sorted(only.get(dtype, ())) or ["identity"] for dtype, storage in STORAGE.items()}
+
+
+def _linked(
+    name: str, kernels: list[tuple[str, str, list[str]]], hosts: list[Path], units: int
+) -> tuple[Path, list[str]]:
     from ptxrun.build import embedded_ptx
 
     nvcc = tool("nvcc") or "nvcc"
     ptx = ["-Xcompiler", "-fPIC", "-lineinfo", "-gencode", "arch=compute_80,code=compute_80", "-c"]
 
-    def kernels(file: str, storage: str, names: Sequence[str]) -> Path:
+    def device(file: str, storage: str, names: Sequence[str]) -> Path:
         source = CUDA / f"{file}.cu"
         command = [nvcc, *FLAGS, *definitions(storage, [structs()[n] for n in names]), *ptx, str(source)]
         return _compiled(f"{file}-{storage}", command, _sources() + source.read_text())
 
     def host(file: Path) -> Path:
-        defined = ['-DFUSEDACT_CUDA_ARCHITECTURES="8.0"', f"-DFUSEDACT_ENOUGH_UNITS={units}"]
+        defined = [f"-DFUSEDACT_ENOUGH_UNITS={units}"]
         command = ["g++", "-std=c++20", "-O1", "-fPIC", *defined, "-c", str(file)]
         return _compiled(file.stem, command, _sources() + file.read_text())
 
     build = ROOT / "build" / "ptx"
     build.mkdir(parents=True, exist_ok=True)
-    names = {storage: sorted(only.get(dtype, ())) or ["identity"] for dtype, storage in STORAGE.items()}
-    every = sorted({name for some in names.values() for name in some})
-    jobs = [functools.partial(kernels, file, s, some) for s, some in names.items() for file in ("forward", "backward")]
-    jobs += [functools.partial(kernels, "double_backward", "float64", every)]
-    jobs += [functools.partial(kernels, "fold", "float64", ["identity"])]
     # One process compiles, those beside it wait and find the results.
     with open(build / "lock", "w") as lock, ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        objects = list(pool.map(lambda job: job(), jobs))
+        objects = list(pool.map(lambda kernel: device(*kernel), kernels))
     texts = [text for o in objects for _, text in embedded_ptx(str(o))]
-    objects += [host(f) for f in (CUDA / "drive.cpp", ROOT / "csrc" / "registry.cpp", HERE / "ptx_launch.cpp")]
-    link = [nvcc, "-shared", "--cudart", "none", *(str(o) for o in objects)]
-    return _compiled("launchers", link, "", ".so"), texts
+    objects += [host(f) for f in (*hosts, ROOT / "csrc" / "registry.cpp")]
+    return _compiled(name, [nvcc, "-shared", "--cudart", "none", *(str(o) for o in objects)], "", ".so"), texts
 
 
 # ---- the structs of kernels.h ---------------------------------------------------------------------------------------
@@ -222,6 +244,92 @@ class DoubleBackwardArgs(ctypes.Structure):
     ]
 
 
+def _args(*fields: tuple[str, Any]) -> type[ctypes.Structure]:
+    return type("Args", (ctypes.Structure,), {"_fields_": [*fields, ("parallel", ctypes.c_void_p)]})
+
+
+def _pointers(*names: str) -> list[tuple[str, Any]]:
+    return [(name, ctypes.c_void_p) for name in names]
+
+
+class Halves(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_int64), ("pitch", ctypes.c_int64), ("step", ctypes.c_int)]
+
+
+class GatedScalars(ctypes.Structure):
+    _fields_ = [
+        ("params", ctypes.POINTER(ctypes.c_double)),
+        *((name, ctypes.c_double) for name in ("alpha", "offset", "limit")),
+        ("limited", ctypes.c_bool),
+    ]
+
+
+class Dropout(ctypes.Structure):
+    _fields_ = [
+        ("source", ctypes.c_uint8),  # enum Source: none, seed, mask
+        ("seed", ctypes.c_uint64),
+        ("keep", ctypes.c_int64),
+        ("factor", ctypes.c_double),
+        ("mask", ctypes.c_void_p),
+        ("seed_at", ctypes.c_void_p),
+    ]
+
+
+_SHAPED = [("shape", Shape), ("dtype", ctypes.c_uint8)]
+_BIASES = [("gate_bias", Vector), ("value_bias", Vector), ("scalars", GatedScalars)]
+GatedForwardArgs = _args(*_SHAPED, ("halves", Halves), *_pointers("gate", "value"), *_BIASES, *_pointers("y"))
+GatedBackwardArgs = _args(
+    *_SHAPED,
+    ("halves", Halves),
+    *_pointers("grad", "gate", "value"),
+    *_BIASES,
+    *_pointers("grad_gate", "grad_value"),
+    ("grad_gate_bias", Sum),
+    ("grad_value_bias", Sum),
+)
+_BESIDE = [("scale", Vector), ("bias", Vector), ("weight", Vector)]
+EpilogueArgs = _args(
+    *_SHAPED, *_pointers("x", "residual"), *_BESIDE, ("scalars", Scalars), ("dropout", Dropout), *_pointers("y")
+)
+EpilogueBackwardArgs = _args(
+    *_SHAPED,
+    *_pointers("grad", "x"),
+    *_BESIDE,
+    *((name, Vector) for name in ("center", "slope", "offset")),
+    ("scalars", Scalars),
+    ("dropout", Dropout),
+    *_pointers("grad_x"),
+    ("raw", ctypes.c_bool),
+    *((name, Sum) for name in ("grad_bias", "grad_scale", "grad_weight")),
+)
+
+
+SoftmaxArgs = _args(*_SHAPED, ("log", ctypes.c_bool), *_pointers("x"), ("bias", Vector), *_pointers("y"))
+SoftmaxBackwardArgs = _args(*_SHAPED, ("log", ctypes.c_bool), *_pointers("grad", "y", "grad_x"), ("grad_bias", Sum))
+_PIECES = [("shape", Shape), ("pieces", ctypes.c_int64), ("dtype", ctypes.c_uint8)]
+MaxoutArgs = _args(*_PIECES, *_pointers("x"), ("bias", Vector), *_pointers("y", "indices"))
+MaxoutBackwardArgs = _args(*_PIECES, *_pointers("grad", "indices", "grad_x"), ("grad_bias", Sum))
+_CELLS = [("rows", ctypes.c_int64), ("hidden", ctypes.c_int64), ("dtype", ctypes.c_uint8)]
+LstmArgs = _args(*_CELLS, *_pointers("gates"), ("bias", Vector), *_pointers("c", "h", "c_new"))
+LstmBackwardArgs = _args(
+    *_CELLS,
+    *_pointers("grad_h", "grad_c_new", "gates"),
+    ("bias", Vector),
+    *_pointers("c", "grad_gates", "grad_c"),
+    ("grad_bias", Sum),
+)
+_GRU = [*_pointers("input_gates", "hidden_gates"), ("input_bias", Vector), ("hidden_bias", Vector), *_pointers("h")]
+GruArgs = _args(*_CELLS, *_GRU, *_pointers("h_new"))
+GruBackwardArgs = _args(
+    *_CELLS,
+    *_pointers("grad"),
+    *_GRU,
+    *_pointers("grad_input_gates", "grad_hidden_gates", "grad_h"),
+    ("grad_input_bias", Sum),
+    ("grad_hidden_bias", Sum),
+)
+
+
 # ---- the device -----------------------------------------------------------------------------------------------------
 
 
@@ -250,8 +358,9 @@ class Device:
 
         self.runtime = HostRuntime(str(path), ptx)
         self.lib = self.runtime.lib
-        for name in ("backward_bytes", "double_backward_bytes"):
-            getattr(self.lib, name).restype = ctypes.c_int64
+        for of in ("", "double_", "gated_", "epilogue_", "softmax_", "maxout_", "lstm_", "gru_"):
+            if hasattr(self.lib, f"{of}backward_bytes"):
+                getattr(self.lib, f"{of}backward_bytes").restype = ctypes.c_int64
 
     def set(self, sms: int = 108, **options: Any) -> Device:
         """How many multiprocessors there are (one makes few blocks that take many turns), and ptxrun's options."""
@@ -349,6 +458,173 @@ class Device:
         self.lib.run_double_backward(name.encode(), ctypes.byref(args), room)
         return call.done()
 
+    def gated(
+        self,
+        name: str,
+        x: Gated,
+        params: Sequence[float] = (),
+        bias: tuple[Tensor, Tensor] | None = None,
+        alpha: float = 1.0,
+        offset: float = 0.0,
+        limit: float | None = None,
+        shift: int = 0,
+    ) -> Run:
+        """cuda::gated_forward; result "y", in the order of memory."""
+        call = _Call(self.runtime, shift)
+        args = GatedForwardArgs(shape=Shape(*x.shape), dtype=DTYPE[x.tensors[0].dtype], halves=x.halves)
+        args.gate, args.value = x.pointers([call.give(t) for t in x.tensors])
+        if bias is not None:
+            args.gate_bias, args.value_bias = (call.vector(b, "channel") for b in bias)
+        args.scalars = call.gated_scalars(params, alpha, offset, limit)
+        args.y = call.take("y", (math.prod(x.shape),), x.tensors[0].dtype)
+        self.lib.run_gated(name.encode(), ctypes.byref(args))
+        return call.done()
+
+    def gated_backward(
+        self,
+        name: str,
+        grad: Tensor,
+        x: Gated,
+        params: Sequence[float] = (),
+        bias: tuple[Tensor, Tensor] | None = None,
+        alpha: float = 1.0,
+        offset: float = 0.0,
+        limit: float | None = None,
+        sums: torch.dtype | None = None,
+        shift: int = 0,
+    ) -> Run:
+        """cuda::gated_backward; results "grad_0" (and "grad_1" of two tensors); "gate_sum", "value_sum" on demand."""
+        call = _Call(self.runtime, shift)
+        args = GatedBackwardArgs(shape=Shape(*x.shape), dtype=DTYPE[grad.dtype], halves=x.halves)
+        args.grad = call.give(grad)
+        args.gate, args.value = x.pointers([call.give(t) for t in x.tensors])
+        if bias is not None:
+            args.gate_bias, args.value_bias = (call.vector(b, "channel") for b in bias)
+        args.scalars = call.gated_scalars(params, alpha, offset, limit)
+        grads = [call.take(f"grad_{i}", t.shape, grad.dtype) for i, t in enumerate(x.tensors)]
+        args.grad_gate, args.grad_value = x.pointers(grads)
+        if sums is not None:
+            args.grad_gate_bias = call.sum("gate_sum", x.shape[1], sums)
+            args.grad_value_bias = call.sum("value_sum", x.shape[1], sums)
+        room = call.workspace(self.lib.gated_backward_bytes(name.encode(), ctypes.byref(args)))
+        self.lib.run_gated_backward(name.encode(), ctypes.byref(args), room)
+        return call.done()
+
+    def epilogue(
+        self,
+        name: str,
+        x: Tensor,
+        shape: tuple[int, int, int],
+        params: Sequence[float] = (),
+        bias: Tensor | None = None,
+        scale: Tensor | None = None,
+        residual: Tensor | None = None,
+        weight: Tensor | None = None,
+        extent: str = "none",
+        dropout: tuple[int, float] | Tensor | None = None,
+        gain: float = 1.0,
+        clamp: tuple[float, float] | None = None,
+        shift: int = 0,
+    ) -> Run:
+        """cuda::epilogue; result "y". `dropout`: (seed, p), or the mask of factors."""
+        call = _Call(self.runtime, shift)
+        args = EpilogueArgs(shape=Shape(*shape), dtype=DTYPE[x.dtype])
+        args.x, args.residual = call.give(x), None if residual is None else call.give(residual)
+        args.scale, args.bias = call.vector(scale, "channel"), call.vector(bias, "channel")
+        args.weight, args.scalars = call.vector(weight, extent), call.scalars(params, gain, clamp)
+        args.dropout = call.dropout(dropout)
+        args.y = call.take("y", x.shape, x.dtype)
+        self.lib.run_epilogue(name.encode(), ctypes.byref(args))
+        return call.done()
+
+    def epilogue_backward(
+        self,
+        name: str,
+        grad: Tensor,
+        x: Tensor | None,
+        shape: tuple[int, int, int],
+        params: Sequence[float] = (),
+        bias: Tensor | None = None,
+        scale: Tensor | None = None,
+        weight: Tensor | None = None,
+        extent: str = "none",
+        dropout: tuple[int, float] | Tensor | None = None,
+        gain: float = 1.0,
+        clamp: tuple[float, float] | None = None,
+        sums: dict[str, torch.dtype] | None = None,
+        shift: int = 0,
+    ) -> Run:
+        """cuda::epilogue_backward; results "grad_x" and, of `sums`, "grad_bias", "grad_scale" and "grad_weight"."""
+        call = _Call(self.runtime, shift)
+        args = EpilogueBackwardArgs(shape=Shape(*shape), dtype=DTYPE[grad.dtype])
+        args.grad, args.x = call.give(grad), None if x is None else call.give(x)
+        args.scale, args.bias = call.vector(scale, "channel"), call.vector(bias, "channel")
+        args.weight, args.scalars = call.vector(weight, extent), call.scalars(params, gain, clamp)
+        args.dropout = call.dropout(dropout)
+        args.grad_x = call.take("grad_x", grad.shape, grad.dtype)
+        for which, dtype in (sums or {}).items():
+            one = which == "grad_weight" and extent != "channel"
+            setattr(args, which, call.sum(which, 1 if one else shape[1], dtype))
+        room = call.workspace(self.lib.epilogue_backward_bytes(name.encode(), ctypes.byref(args)))
+        self.lib.run_epilogue_backward(name.encode(), ctypes.byref(args), room)
+        return call.done()
+
+    def dropout_mask(self, seed: int, p: float, count: int, dtype: torch.dtype, shift: int = 0) -> Run:
+        """cuda::dropout_mask; result "mask"."""
+        call = _Call(self.runtime, shift)
+        dropout = call.dropout((seed, p))
+        mask = call.take("mask", (count,), dtype)
+        self.lib.run_dropout_mask(ctypes.byref(dropout), DTYPE[dtype], ctypes.c_void_p(mask), ctypes.c_int64(count))
+        return call.done()
+
+    def pass_of(self, name: str, args: Any, shift: int = 0, **tensors: Any) -> Run:
+        """run_<name> of a family without activations. What `args` lacks: tensors that go in; (sizes, dtype) of results;
+        a Vector's as ("vector", tensor), a Sum's as ("sum", count, dtype)."""
+        call = _Call(self.runtime, shift)
+        for field_name, given in tensors.items():
+            if isinstance(given, Tensor):
+                setattr(args, field_name, call.give(given, 0 if given.dtype == torch.uint8 else None))
+            elif given is None:
+                continue
+            elif given[0] == "vector":
+                setattr(args, field_name, call.vector(given[1], "channel"))
+            elif given[0] == "sum":
+                setattr(args, field_name, call.sum(field_name, *given[1:]))
+            else:
+                sizes, dtype = given
+                setattr(args, field_name, call.take(field_name, sizes, dtype, 0 if dtype == torch.uint8 else None))
+        if name.endswith("_backward"):
+            room = call.workspace(getattr(self.lib, f"{name}_bytes")(ctypes.byref(args)))
+            getattr(self.lib, f"run_{name}")(ctypes.byref(args), room)
+        else:
+            getattr(self.lib, f"run_{name}")(ctypes.byref(args))
+        return call.done()
+
+
+@dataclass(frozen=True)
+class Gated:
+    """Gate and value in the three ways in which they may lie, and their shape. `second`: the gate is the second."""
+
+    tensors: tuple[Tensor, ...]  # two, or one that holds both, in the order of memory
+    shape: tuple[int, int, int]  # of the result
+    interleaved: bool = False
+    second: bool = False
+
+    @property
+    def halves(self) -> Halves:
+        outer, channels, inner = self.shape
+        if len(self.tensors) == 2:
+            return Halves(outer * channels * inner, 0, 1)
+        if not self.interleaved:
+            return Halves(channels * inner, 2 * channels * inner, 1)
+        return Halves(inner, 2 * inner, 1) if inner > 1 else Halves(outer * channels, 0, 2)
+
+    def pointers(self, places: list[int]) -> tuple[int, int]:
+        halves = self.halves
+        between = 1 if halves.step == 2 else halves.length
+        both = (*places, places[0] + between * self.tensors[0].element_size())[:2]
+        return (both[1], both[0]) if self.second else (both[0], both[1])
+
 
 class _Call:
     """The memory of one call."""
@@ -393,6 +669,21 @@ class _Call:
         self.alive.append(values)
         low, high = clamp or (0.0, 0.0)
         return Scalars(ctypes.cast(values, ctypes.POINTER(ctypes.c_double)), gain, low, high, clamp is not None)
+
+    def gated_scalars(self, params: Sequence[float], alpha: float, offset: float, limit: float | None) -> GatedScalars:
+        values = self.scalars(params, 1.0, None).params
+        return GatedScalars(values, alpha, offset, limit or 0.0, limit is not None)
+
+    def dropout(self, given: tuple[int, float] | Tensor | None) -> Dropout:
+        """As dropout_of in epilogue/kernels.h; the seed lies in the device's memory."""
+        if given is None:
+            return Dropout()
+        if isinstance(given, Tensor):
+            return Dropout(source=2, mask=self.give(given))
+        seed, p = given
+        kept = int((1 - p) * 2.0**32 + 0.5)
+        at = self.give(torch.tensor([seed]), 0)
+        return Dropout(source=1, keep=kept - 2**31, factor=2.0**32 / kept if kept else 0.0, seed_at=at)
 
     def workspace(self, count: int) -> ctypes.c_void_p | None:
         return self.runtime.empty((count,), "u1").ptr if count else None

@@ -206,3 +206,128 @@ def test_more_than_32_bits_of_elements() -> None:
     bias = torch.tensor([0.5, -1.0, 2.0], dtype=torch.bfloat16, device="cuda")
     y = fusedact.relu(channels, bias)
     same(y[-2000:], fusedact.relu(channels[-2000:].cpu(), bias.cpu()))
+
+
+# ---- the operators around an activation -----------------------------------------------------------------------------
+
+
+def gradients(y: Tensor | tuple[Tensor, ...], inputs: list[Tensor], seed: int) -> list[Tensor]:
+    """The results and the gradients of a random function of them: the same one on every device."""
+    outputs = y if isinstance(y, tuple) else (y,)
+    generator = torch.Generator().manual_seed(seed)
+    grads = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype).to(o.device) for o in outputs]
+    return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, inputs, grads)]
+
+
+Block = Callable[..., "Tensor | tuple[Tensor, ...]"]
+# A function of tensors, their shapes, and how many of its results (outputs, then gradients) have the CPU's bits.
+BLOCKS: dict[str, tuple[Block, list[tuple[int, ...]], int]] = {
+    "gated, two tensors": (lambda x, v: fusedact.gated_act((x, v), activation="silu"), [(33, 70), (33, 70)], 3),
+    "gated, halves": (lambda x, b: fusedact.gated_act(x, b, activation="gelu"), [(33, 140), (140,)], 2),
+    "gated, interleaved": (
+        lambda x, b: fusedact.gated_act(
+            x, b, activation="silu", layout="interleaved", limit=7.0, alpha=1.702, offset=1.0
+        ),
+        [(33, 128), (128,)],
+        2,
+    ),
+    "gated, images": (lambda x: fusedact.gated_act(x, activation="sigmoid", dim=1), [(3, 6, 7, 9)], 2),
+    "scale and residual": (
+        lambda x, b, s, r: fusedact.gelu(x, b, scale=s, residual=r),
+        [(33, 70), (70,), (70,), (33, 70)],
+        2,
+    ),
+    "softmax": (lambda x, b: fusedact.softmax(x, b), [(33, 70), (70,)], 0),
+    "log_softmax": (lambda x, b: fusedact.log_softmax(x, b, dim=1), [(3, 20, 49), (20,)], 0),
+    "maxout": (lambda x, b: fusedact.maxout(x, b, pieces=4), [(33, 64), (64,)], 2),
+    "lstm": (lambda g, c, b: fusedact.lstm_cell_act(g, c, b), [(33, 280), (33, 70), (280,)], 4),
+    "gru": (lambda i, r, h: fusedact.gru_cell_act(i, r, h), [(33, 210), (33, 210), (33, 70)], 4),
+    "linear_act": (lambda x, w, b: fusedact.linear_act(x, w, b, activation="gelu"), [(33, 64), (70, 64), (70,)], 0),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@dtypes
+def test_blocks(dtype: torch.dtype, block: str) -> None:
+    function, sizes, exact = BLOCKS[block]
+    given = [torch.randn(size, dtype=torch.float64).to(dtype) for size in sizes]
+    results = []
+    for device in ("cpu", "cuda"):
+        inputs = [t.to(device).requires_grad_() for t in given]
+        results.append(gradients(function(*inputs), inputs, seed=0))
+    for number, (cpu, cuda) in enumerate(zip(*results, strict=True)):
+        if number < exact and _C.capability() != "default":
+            same(cuda, cpu)
+        else:
+            torch.testing.assert_close(cuda.cpu(), cpu)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_blocks_gradcheck(block: str) -> None:
+    function, sizes, _ = BLOCKS[block]
+    inputs = [torch.randn(size, dtype=torch.float64, device="cuda", requires_grad=True) for size in sizes]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+
+
+@dtypes
+def test_dropout_has_the_cpus_mask(dtype: torch.dtype) -> None:
+    x, seed = torch.randn(33, 70).to(dtype), torch.tensor(1234567890123)
+    call = ("gelu", (), -1, 1.0, None, None, 0.3)
+    for layout in LAYOUTS.values():
+        a = layout(x.view(33, 7, 5, 2))
+        cpu = torch.ops.fusedact.bias_act_epilogue(a, None, None, None, None, seed, *call)
+        on = layout(x.cuda().view(33, 7, 5, 2))
+        same(torch.ops.fusedact.bias_act_epilogue(on, None, None, None, None, seed.cuda(), *call), cpu)
+
+
+def test_dropout_draws_anew_in_a_cuda_graph() -> None:
+    x = torch.ones(64, 256, device="cuda", requires_grad=True)
+
+    def step() -> tuple[Tensor, Tensor]:
+        y = fusedact.relu(x, dropout_p=0.5)
+        return y, torch.autograd.grad(y.sum(), x)[0]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, grad = step()
+    masks = []
+    for _ in range(3):
+        graph.replay()
+        assert torch.equal(y, grad)  # backward drew forward's mask
+        masks.append(y.detach().clone())
+    assert not torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[1], masks[2])
+
+
+@pytest.mark.parametrize("training", [False, True])
+@dtypes
+def test_batch_norm_act(dtype: torch.dtype, training: bool) -> None:
+    results = []
+    x = torch.randn(8, 6, 5, 9).to(dtype)
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        layer = fusedact.nn.BatchNormAct2d(6, activation="silu").to(device, dtype).train(training)
+        on = x.to(device).requires_grad_()
+        results.append(gradients(layer(on), [on, *layer.parameters()], seed=1))
+    for cpu, cuda in zip(*results, strict=True):
+        torch.testing.assert_close(cuda.cpu(), cpu)
+
+
+def test_blocks_do_not_wait_for_the_device() -> None:
+    x = torch.randn(64, 128, device="cuda", requires_grad=True)
+    bias = torch.randn(128, device="cuda", requires_grad=True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for y in (
+            fusedact.gated_act(x, bias, activation="silu"),
+            fusedact.gelu(x, bias, dropout_p=0.1, residual=x.detach()),
+            fusedact.softmax(x, bias),
+            fusedact.maxout(x, bias),
+        ):
+            y.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -5,6 +5,10 @@
 #include "ops.h"
 
 #include <ATen/TensorOperators.h>
+#if defined(FUSEDACT_CUDA)
+#include <ATen/ops/batch_norm_update_stats.h>
+#include <ATen/ops/native_batch_norm_backward.h>
+#endif
 #include <ATen/ops/empty.h>
 #include <ATen/ops/var_mean.h>
 #include <ATen/ops/zeros.h>
@@ -13,6 +17,7 @@
 #include <cmath>
 
 #include "../epilogue/kernels.h"
+#include "../epilogue/ops.h"
 
 namespace fusedact::batch_norm {
 namespace {
@@ -52,11 +57,12 @@ Plan check_backward(const Tensor& grad, const Tensor& input, const Affine& affin
 // ---- one element per channel ----------------------------------------------------------------------------------------
 
 Tensor vector(int64_t channels) { return at::empty({channels}, at::kDouble); }
+Tensor vector_beside(const Tensor& x) { return at::empty({x.numel()}, x.options().dtype(at::kDouble)); }
 Vector along(const Tensor& x) { return {x.const_data_ptr(), DType::float64, Extent::channel}; }
 
 // A vector of any dtype as float64; `otherwise` where it is absent.
-Tensor in_double(const OptTensor& x, int64_t channels, double otherwise) {
-  return x ? x->detach().to(at::kDouble).contiguous() : vector(channels).fill_(otherwise);
+Tensor in_double(const OptTensor& x, const Tensor& like, double otherwise) {
+  return x ? x->detach().to(at::kDouble).contiguous() : vector_beside(like).fill_(otherwise);
 }
 
 // Mean and biased variance in the compute dtype. float32 and 16-bit elements are read once, and summed about the first
@@ -95,11 +101,10 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x) {
 struct Folded {
   Tensor mean, invstd, scale, bias;  // [channels]
   Folded(const Tensor& batch_mean, const Tensor& var, const Affine& affine, double eps) {
-    int64_t channels = batch_mean.numel();
-    mean = in_double(batch_mean, channels, 0);
-    invstd = (in_double(var, channels, 0) + eps).rsqrt();
-    scale = affine.weight ? invstd * in_double(affine.weight, channels, 1) : invstd;
-    bias = in_double(affine.bias, channels, 0) - mean * scale;
+    mean = in_double(batch_mean, batch_mean, 0);
+    invstd = (in_double(var, var, 0) + eps).rsqrt();
+    scale = affine.weight ? invstd * in_double(affine.weight, var, 1) : invstd;
+    bias = in_double(affine.bias, var, 0) - mean * scale;
   }
 };
 
@@ -209,6 +214,53 @@ NormGradients batch_norm_act_backward_cpu(const Tensor& grad, const Tensor& inpu
   return {std::move(grad_x), std::move(weight_sum), std::move(bias_sum), std::move(act_sum)};
 }
 
+// ---- CUDA: torch's statistics, and the epilogue's pass; backward as torch has it, with the activation's in front ---------
+
+#if defined(FUSEDACT_CUDA)
+
+// As the epilogue takes vectors: in the compute dtype.
+epilogue::Beside beside(const Folded& folded, const Affine& affine, const Tensor& x) {
+  const at::ScalarType compute = compute_dtype(x.scalar_type());
+  return {folded.bias.to(compute), affine.act_weight, folded.scale.to(compute), {}};
+}
+
+Normalised batch_norm_act_cuda(const Tensor& input, const Affine& affine, const Settings& settings) {
+  check_batch_norm(input, affine, settings);
+  at::TensorOptions options = input.options().dtype(compute_dtype(input.scalar_type()));
+  if (input.numel() == 0)
+    return {empty_as(input), at::zeros({input.size(1)}, options), at::zeros({input.size(1)}, options)};
+  auto [mean, var] = at::batch_norm_update_stats(input, {}, {}, 0.0);
+  Folded folded(mean, var, affine, settings.eps);
+  return {epilogue::bias_act_epilogue(input, beside(folded, affine, input), {}, settings.call(), 0.0), mean, var};
+}
+
+NormGradients batch_norm_act_backward_cuda(const Tensor& grad, const Tensor& input, const Affine& affine,
+                                           const Tensor& mean, const Tensor& var, const Settings& settings,
+                                           const Asked& asked) {
+  check_backward(grad, input, affine, mean, var, settings, asked);
+  Tensor none = at::empty({0}, input.options());
+  if (input.numel() == 0)
+    return {empty_as(input), sum_like(affine.weight, asked.weight, grad), sum_like(affine.bias, asked.bias, grad),
+            sum_like(affine.act_weight, asked.act_weight, grad)};
+  Folded folded(mean, var, affine, settings.eps);
+  epilogue::Beside identity = beside(folded, affine, input);
+  identity.weight = {};
+  Call plain = settings.call();
+  plain.activation = "identity";
+  plain.params = {};
+  Tensor z = epilogue::bias_act_epilogue(input, identity, {}, plain, 0.0);
+  auto [r, of_nothing, act_sum] =
+      bias_act_backward(grad, z, {}, affine.act_weight, settings.call(), false, asked.act_weight);
+  auto [grad_x, weight_sum, bias_sum] =
+      at::native_batch_norm_backward(r, input, affine.weight, {}, {}, mean, folded.invstd.to(mean.scalar_type()),
+                                     /*train=*/true, settings.eps, {asked.input, asked.weight, asked.bias});
+  auto or_none = [&](const Tensor& x, bool wanted) { return wanted ? x : none; };
+  return {or_none(grad_x, asked.input), or_none(weight_sum, asked.weight), or_none(bias_sum, asked.bias),
+          or_none(act_sum, asked.act_weight)};
+}
+
+#endif
+
 // ---- Meta kernels ---------------------------------------------------------------------------------------------------
 
 Normalised batch_norm_act_meta(const Tensor& input, const Affine& affine, const Settings& settings) {
@@ -256,6 +308,12 @@ TORCH_LIBRARY_IMPL(fusedact, CPU, m) {
   m.impl("batch_norm_act", Flat<batch_norm_act_cpu>::call);
   m.impl("batch_norm_act_backward", Flat<batch_norm_act_backward_cpu>::call);
 }
+#if defined(FUSEDACT_CUDA)
+TORCH_LIBRARY_IMPL(fusedact, CUDA, m) {
+  m.impl("batch_norm_act", Flat<batch_norm_act_cuda>::call);
+  m.impl("batch_norm_act_backward", Flat<batch_norm_act_backward_cuda>::call);
+}
+#endif
 
 TORCH_LIBRARY_IMPL(fusedact, Meta, m) {
   m.impl("batch_norm_act", Flat<batch_norm_act_meta>::call);

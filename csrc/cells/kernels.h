@@ -64,4 +64,13 @@ void gru_cell_act(const GruArgs&);
 void gru_cell_act_backward(const GruBackwardArgs&);
 }  // namespace cpu
 
+namespace cuda {
+void lstm_cell_act(const LstmArgs&, Stream);
+int64_t workspace_bytes(const LstmBackwardArgs&);
+void lstm_cell_act_backward(const LstmBackwardArgs&, void* workspace, Stream);
+void gru_cell_act(const GruArgs&, Stream);
+int64_t workspace_bytes(const GruBackwardArgs&);
+void gru_cell_act_backward(const GruBackwardArgs&, void* workspace, Stream);
+}  // namespace cuda
+
 }  // namespace fusedact

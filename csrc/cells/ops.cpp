@@ -1,10 +1,11 @@
-// The operators for recurrent cells: schema, checks, CPU and Meta kernels. No maths, no loops; derivatives are in
+// The operators for recurrent cells: schema, checks, kernels for the CPU, CUDA and Meta. No maths, no loops; derivatives are in
 // autograd.cpp.
 #include "ops.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "../device.h"
 #include "../reasons.h"
 #include "kernels.h"
 
@@ -80,7 +81,7 @@ void check_gru_backward(const Tensor& grad, const Tensor& input_gates, const Ten
   reasons.raise_if_any("gru_cell_act");
 }
 
-// ---- CPU ------------------------------------------------------------------------------------------------------------
+// ---- kernels --------------------------------------------------------------------------------------------------------
 
 // The last dim is that of the hidden units, all before it are rows.
 int64_t hidden_of(const Tensor& state) { return state.size(-1); }
@@ -89,16 +90,16 @@ int64_t rows_of(const Tensor& state) { return state.numel() / std::max<int64_t>(
 Tensor empty_contiguous(const Tensor& like) {
   std::vector<int64_t> strides(like.dim(), 1);
   for (int64_t d = like.dim() - 2; d >= 0; --d) strides[d] = strides[d + 1] * std::max<int64_t>(1, like.size(d + 1));
-  return empty_cpu(like.sizes(), strides, like.scalar_type());
+  return empty_on(like, like.sizes(), strides, like.scalar_type());
 }
 
 const void* data_of(const OptTensor& x) { return x ? x->const_data_ptr() : nullptr; }
 
-LstmState lstm_cpu(const Tensor& gates, const Tensor& c, const OptTensor& bias) {
+LstmState lstm_dense(const Tensor& gates, const Tensor& c, const OptTensor& bias) {
   check_lstm(gates, c, bias);
   Tensor v = gates.contiguous(), before = c.contiguous(), h = empty_contiguous(c), after = empty_contiguous(c);
   OptTensor b = contiguous(bias);
-  cpu::lstm_cell_act({.rows = rows_of(c),
+  const LstmArgs args{.rows = rows_of(c),
                       .hidden = hidden_of(c),
                       .dtype = to_dtype(c.scalar_type()),
                       .gates = v.const_data_ptr(),
@@ -106,38 +107,42 @@ LstmState lstm_cpu(const Tensor& gates, const Tensor& c, const OptTensor& bias) 
                       .c = before.const_data_ptr(),
                       .h = h.mutable_data_ptr(),
                       .c_new = after.mutable_data_ptr(),
-                      .parallel = parallel});
+                      .parallel = parallel};
+  on_device_of(c, [&] { cpu::lstm_cell_act(args); }, [&](cuda::Queue& q) { cuda::lstm_cell_act(args, q.stream); });
   return {std::move(h), std::move(after)};
 }
 
-LstmGradients lstm_backward_cpu(const OptTensor& grad_h, const OptTensor& grad_c_new, const Tensor& gates,
-                                const Tensor& c, const OptTensor& bias, bool grad_bias) {
+LstmGradients lstm_backward_dense(const OptTensor& grad_h, const OptTensor& grad_c_new, const Tensor& gates,
+                                  const Tensor& c, const OptTensor& bias, bool grad_bias) {
   check_lstm_backward(grad_h, grad_c_new, gates, c, bias, grad_bias);
   Tensor v = gates.contiguous(), before = c.contiguous(), bias_sum = sum_like(bias, grad_bias, gates);
   OptTensor gh = contiguous(grad_h), gc = contiguous(grad_c_new), b = contiguous(bias);
   Tensor grad_gates = empty_contiguous(gates), grad_c = empty_contiguous(c);
-  cpu::lstm_cell_act_backward({.rows = rows_of(c),
-                               .hidden = hidden_of(c),
-                               .dtype = to_dtype(c.scalar_type()),
-                               .grad_h = data_of(gh),
-                               .grad_c_new = data_of(gc),
-                               .gates = v.const_data_ptr(),
-                               .bias = vector_of(b, Extent::channel),
-                               .c = before.const_data_ptr(),
-                               .grad_gates = grad_gates.mutable_data_ptr(),
-                               .grad_c = grad_c.mutable_data_ptr(),
-                               .grad_bias = sum_of(bias_sum, grad_bias),
-                               .parallel = parallel});
+  const LstmBackwardArgs args{.rows = rows_of(c),
+                              .hidden = hidden_of(c),
+                              .dtype = to_dtype(c.scalar_type()),
+                              .grad_h = data_of(gh),
+                              .grad_c_new = data_of(gc),
+                              .gates = v.const_data_ptr(),
+                              .bias = vector_of(b, Extent::channel),
+                              .c = before.const_data_ptr(),
+                              .grad_gates = grad_gates.mutable_data_ptr(),
+                              .grad_c = grad_c.mutable_data_ptr(),
+                              .grad_bias = sum_of(bias_sum, grad_bias),
+                              .parallel = parallel};
+  on_device_of(
+      c, [&] { cpu::lstm_cell_act_backward(args); },
+      [&](cuda::Queue& q) { cuda::lstm_cell_act_backward(args, q.room(cuda::workspace_bytes(args)), q.stream); });
   return {std::move(grad_gates), std::move(grad_c), std::move(bias_sum)};
 }
 
-Tensor gru_cpu(const Tensor& input_gates, const Tensor& hidden_gates, const Tensor& h, const OptTensor& input_bias,
-               const OptTensor& hidden_bias) {
+Tensor gru_dense(const Tensor& input_gates, const Tensor& hidden_gates, const Tensor& h, const OptTensor& input_bias,
+                 const OptTensor& hidden_bias) {
   check_gru(input_gates, hidden_gates, h, input_bias, hidden_bias);
   Tensor input = input_gates.contiguous(), hidden = hidden_gates.contiguous(), before = h.contiguous();
   Tensor after = empty_contiguous(h);
   OptTensor b_input = contiguous(input_bias), b_hidden = contiguous(hidden_bias);
-  cpu::gru_cell_act({.rows = rows_of(h),
+  const GruArgs args{.rows = rows_of(h),
                      .hidden = hidden_of(h),
                      .dtype = to_dtype(h.scalar_type()),
                      .input_gates = input.const_data_ptr(),
@@ -146,13 +151,14 @@ Tensor gru_cpu(const Tensor& input_gates, const Tensor& hidden_gates, const Tens
                      .hidden_bias = vector_of(b_hidden, Extent::channel),
                      .h = before.const_data_ptr(),
                      .h_new = after.mutable_data_ptr(),
-                     .parallel = parallel});
+                     .parallel = parallel};
+  on_device_of(h, [&] { cpu::gru_cell_act(args); }, [&](cuda::Queue& q) { cuda::gru_cell_act(args, q.stream); });
   return after;
 }
 
-GruGradients gru_backward_cpu(const Tensor& grad, const Tensor& input_gates, const Tensor& hidden_gates,
-                              const Tensor& h, const OptTensor& input_bias, const OptTensor& hidden_bias,
-                              bool grad_input_bias, bool grad_hidden_bias) {
+GruGradients gru_backward_dense(const Tensor& grad, const Tensor& input_gates, const Tensor& hidden_gates,
+                                const Tensor& h, const OptTensor& input_bias, const OptTensor& hidden_bias,
+                                bool grad_input_bias, bool grad_hidden_bias) {
   check_gru_backward(grad, input_gates, hidden_gates, h, input_bias, hidden_bias, grad_input_bias, grad_hidden_bias);
   Tensor g = grad.contiguous(), input = input_gates.contiguous(), hidden = hidden_gates.contiguous(),
          before = h.contiguous();
@@ -160,21 +166,24 @@ GruGradients gru_backward_cpu(const Tensor& grad, const Tensor& input_gates, con
   Tensor grad_input = empty_contiguous(input), grad_hidden = empty_contiguous(hidden), grad_h = empty_contiguous(h);
   Tensor input_sum = sum_like(input_bias, grad_input_bias, grad);
   Tensor hidden_sum = sum_like(hidden_bias, grad_hidden_bias, grad);
-  cpu::gru_cell_act_backward({.rows = rows_of(h),
-                              .hidden = hidden_of(h),
-                              .dtype = to_dtype(h.scalar_type()),
-                              .grad = g.const_data_ptr(),
-                              .input_gates = input.const_data_ptr(),
-                              .hidden_gates = hidden.const_data_ptr(),
-                              .input_bias = vector_of(b_input, Extent::channel),
-                              .hidden_bias = vector_of(b_hidden, Extent::channel),
-                              .h = before.const_data_ptr(),
-                              .grad_input_gates = grad_input.mutable_data_ptr(),
-                              .grad_hidden_gates = grad_hidden.mutable_data_ptr(),
-                              .grad_h = grad_h.mutable_data_ptr(),
-                              .grad_input_bias = sum_of(input_sum, grad_input_bias),
-                              .grad_hidden_bias = sum_of(hidden_sum, grad_hidden_bias),
-                              .parallel = parallel});
+  const GruBackwardArgs args{.rows = rows_of(h),
+                             .hidden = hidden_of(h),
+                             .dtype = to_dtype(h.scalar_type()),
+                             .grad = g.const_data_ptr(),
+                             .input_gates = input.const_data_ptr(),
+                             .hidden_gates = hidden.const_data_ptr(),
+                             .input_bias = vector_of(b_input, Extent::channel),
+                             .hidden_bias = vector_of(b_hidden, Extent::channel),
+                             .h = before.const_data_ptr(),
+                             .grad_input_gates = grad_input.mutable_data_ptr(),
+                             .grad_hidden_gates = grad_hidden.mutable_data_ptr(),
+                             .grad_h = grad_h.mutable_data_ptr(),
+                             .grad_input_bias = sum_of(input_sum, grad_input_bias),
+                             .grad_hidden_bias = sum_of(hidden_sum, grad_hidden_bias),
+                             .parallel = parallel};
+  on_device_of(
+      h, [&] { cpu::gru_cell_act_backward(args); },
+      [&](cuda::Queue& q) { cuda::gru_cell_act_backward(args, q.room(cuda::workspace_bytes(args)), q.stream); });
   return {std::move(grad_input), std::move(grad_hidden), std::move(grad_h), std::move(input_sum),
           std::move(hidden_sum)};
 }
@@ -229,11 +238,19 @@ TORCH_LIBRARY_FRAGMENT(fusedact, m) {
 }
 
 TORCH_LIBRARY_IMPL(fusedact, CPU, m) {
-  m.impl("lstm_cell_act", lstm_cpu);
-  m.impl("lstm_cell_act_backward", lstm_backward_cpu);
-  m.impl("gru_cell_act", gru_cpu);
-  m.impl("gru_cell_act_backward", gru_backward_cpu);
+  m.impl("lstm_cell_act", lstm_dense);
+  m.impl("lstm_cell_act_backward", lstm_backward_dense);
+  m.impl("gru_cell_act", gru_dense);
+  m.impl("gru_cell_act_backward", gru_backward_dense);
 }
+#if defined(FUSEDACT_CUDA)
+TORCH_LIBRARY_IMPL(fusedact, CUDA, m) {
+  m.impl("lstm_cell_act", lstm_dense);
+  m.impl("lstm_cell_act_backward", lstm_backward_dense);
+  m.impl("gru_cell_act", gru_dense);
+  m.impl("gru_cell_act_backward", gru_backward_dense);
+}
+#endif
 
 TORCH_LIBRARY_IMPL(fusedact, Meta, m) {
   m.impl("lstm_cell_act", lstm_meta);

@@ -2,11 +2,14 @@
 //
 // Backward computes the gates again from what came in: as much to read as activated gates would be, and nothing to write
 // in forward.
+#include "../cells/maths.h"
 #include "../cells/runs.h"
 #include "loops.h"
 
 namespace fusedact::cpu {
 namespace {
+
+using namespace of_cells;
 
 template <class T, class S>
 FUSEDACT_INLINE Pack<T> get(const S* p, Whole<T>) {
@@ -25,27 +28,6 @@ FUSEDACT_INLINE Pack<T> gate(const S* x, const T* bias, int64_t at, W width) {
 template <class T, class S, class W>
 FUSEDACT_INLINE Pack<T> or_zero(const S* x, int64_t at, W width) {
   return x ? get<T>(x + at, width) : Pack<T>(0);
-}
-
-// f(v) and f'(v) from one exponential and one division, errors below 3 u and 4 u.
-template <class V>
-struct Curve {
-  V value, slope;
-};
-template <class V>
-FUSEDACT_INLINE Curve<V> sigmoid_curve(V v) {
-  V z = exp_negative(negative_abs(v)), q = V(1) / (V(1) + z), zq = z * q;
-  return {select(v < V(0), zq, q), zq * q};
-}
-template <class V>
-FUSEDACT_INLINE Curve<V> tanh_curve(V v) {
-  using K = table<scalar_t<V>>;
-  V bounded = at_least(V(2) * negative_abs(v), V(K::exp_floor));
-  auto [e, scaled] = exp_parts(bounded, K::scale);
-  V power = scaled * V(K::unscale), z = fma(scaled, e, scaled) * V(K::unscale);
-  V minus = fma(power, e, power - V(1));  // z - 1, which does not cancel
-  V q = V(1) / (V(1) + z);
-  return {copysign(minus * q, v), V(4) * z * q * q};
 }
 
 // ---- LSTM -----------------------------------------------------------------------------------------------------------

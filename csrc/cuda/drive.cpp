@@ -1,35 +1,10 @@
 // The three passes of bias_act on CUDA: from a whole tensor to one launch, and one more where something is summed.
 //
 // Knows no CUDA syntax and no torch; the kernels come from tables.h.
-#include <initializer_list>
-#include <stdexcept>
-
-#include "../registry.h"
-#include "tables.h"
+#include "drive.h"
 
 namespace fusedact::cuda {
 namespace {
-
-int size_of(DType t) { return t == DType::float64 ? 8 : t == DType::float32 ? 4 : 2; }
-bool wide(const Activation& a, DType t) { return t == DType::float64 || a.wide; }
-bool per_channel(const Vector& v) { return v.extent == Extent::channel; }
-
-bool aligned(int bytes, std::initializer_list<const void*> pointers) {
-  for (const void* p : pointers)
-    if (reinterpret_cast<uintptr_t>(p) % bytes != 0) return false;
-  return true;
-}
-const void* own(const Vector& v) { return v.extent == Extent::full ? v.data : nullptr; }
-
-void check(const Shape& s) {
-  if (s.channels > INT32_MAX) throw std::invalid_argument("fusedact: more than 2^31 - 1 channels on CUDA");
-}
-
-#define FUSEDACT_OF_STORAGE(dtype, name)               \
-  (dtype == DType::float32    ? float32_kernels::name  \
-   : dtype == DType::float64  ? float64_kernels::name  \
-   : dtype == DType::bfloat16 ? bfloat16_kernels::name \
-                              : float16_kernels::name)
 
 // ---- the cuts: the launch and the workspace must agree ----------------------------------------------------------------
 
@@ -51,15 +26,6 @@ Tiles cut_for(const DoubleBackwardArgs& a) {
   t.aligned = t.aligned && aligned(together * size_of(a.dtype), {a.u, a.grad, a.saved, a.grad_grad, a.grad_x});
   return t;
 }
-
-// Sums of units as [outer, channels, inner].
-Shape partial_shape(const Shape& s, const Tiles& t, bool one) {
-  if (one) return {1, 1, t.partials()};
-  if (t.along) return {t.partials() / (s.channels * s.inner), s.channels, s.inner};
-  return {s.outer, s.channels, t.across};
-}
-
-int64_t bytes_of(const Tiles& t, bool wide) { return (t.partials() * (wide ? 8 : 4) + 15) / 16 * 16; }
 
 }  // namespace
 
@@ -110,21 +76,6 @@ void double_backward(const Activation& a, const DoubleBackwardArgs& args, void* 
   const Tiles t = cut_for(args);
   double_backward_table(args.saved_kind)[a.index](args, t, {.bias = args.grad_bias.data ? workspace : nullptr}, stream);
   if (args.grad_bias.data) fold(partial_shape(args.shape, t, false), workspace, true, args.grad_bias, stream);
-}
-
-const char* architectures() { return FUSEDACT_CUDA_ARCHITECTURES; }
-
-int kernel_count() {
-  int count = 0;
-  const auto add = [&](const auto* table) {
-    for (size_t i = 0; i < activations().size(); ++i) count += table[i] != nullptr;
-  };
-  for (DType dtype : {DType::float32, DType::float64, DType::bfloat16, DType::float16}) {
-    add(FUSEDACT_OF_STORAGE(dtype, forward_table)());
-    for (Saved kind : {Saved::input, Saved::output, Saved::mask}) add(FUSEDACT_OF_STORAGE(dtype, backward_table)(kind));
-  }
-  for (Saved kind : {Saved::input, Saved::output}) add(double_backward_table(kind));
-  return count;
 }
 
 }  // namespace fusedact::cuda

@@ -26,6 +26,10 @@ constexpr bool has_weight = std::is_constructible_v<A<float>, const double*, flo
 template <template <class> class A, class T>
 using compute_t = std::conditional_t<sizeof(T) == 8 || A<float>::wide, double, float>;
 
+// Blocks that a multiprocessor must hold at once: two, and one where eight elements are computed in float64.
+template <class T, class C>
+constexpr int blocks_of = sizeof(C) == 8 && sizeof(T) == 2 ? 1 : 2;
+
 constexpr unsigned warp = 32, all_lanes = ~0u;
 
 // ---- where a thread works -------------------------------------------------------------------------------------------

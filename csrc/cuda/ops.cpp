@@ -8,6 +8,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "../device.h"
 #include "../passes.h"
 
 namespace fusedact {
@@ -15,7 +16,7 @@ namespace {
 
 cuda::Stream current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
-// Belongs to the stream: what is queued on it later may have the memory again, without waiting.
+// Belongs to the stream, see Queue.
 Tensor workspace(int64_t bytes) {
   if (bytes == 0) return {};
   return at::empty({bytes}, at::TensorOptions().dtype(at::kByte).device(at::kCUDA, c10::cuda::current_device()));
@@ -42,6 +43,18 @@ struct Cuda {
 };
 
 }  // namespace
+
+void* cuda::Queue::room(int64_t bytes) {
+  rooms.push_back(workspace(bytes));
+  return rooms.back().defined() ? rooms.back().mutable_data_ptr() : nullptr;
+}
+
+void cuda::enqueue(const Tensor& x, c10::function_ref<void(Queue&)> work) {
+  const c10::cuda::CUDAGuard current(x.device());
+  Queue queue{current_stream(), {}};
+  work(queue);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
 
 TORCH_LIBRARY_IMPL(fusedact, CUDA, m) { Passes<Cuda>::implement(m); }
 

@@ -4,6 +4,13 @@
 
 #include "tiles.h"
 
+namespace fusedact {
+struct GatedForwardArgs;
+struct GatedBackwardArgs;
+struct EpilogueArgs;
+struct EpilogueBackwardArgs;
+}  // namespace fusedact
+
 namespace fusedact::cuda {
 
 // Where the units of a pass leave their sums, in the compute type; null if nobody asked.
@@ -14,13 +21,28 @@ struct Partials {
 
 using ForwardLaunch = void (*)(const ForwardArgs&, const Tiles&, Stream);
 using BackwardLaunch = void (*)(const BackwardArgs&, const Tiles&, const Partials&, Stream);
+// The halves of a gated unit beside the cut of its result.
+struct Sides {
+  int64_t length = 1;  // of a half's row
+  bool two = false;    // gate and value are tensors of their own, and lie as the result
+  bool pairs = false;  // they alternate
+  bool whole = false;  // a thread's elements can be had 16 bytes at a time
+};
+using GatedLaunch = void (*)(const GatedForwardArgs&, const Tiles&, const Sides&, Stream);
+using GatedBackwardLaunch = void (*)(const GatedBackwardArgs&, const Tiles&, const Sides&, const Partials&, Stream);
+using EpilogueLaunch = void (*)(const EpilogueArgs&, const Tiles&, Stream);
+using EpilogueBackwardLaunch = void (*)(const EpilogueBackwardArgs&, const Tiles&, const Partials&, Stream);
 using DoubleBackwardLaunch = void (*)(const DoubleBackwardArgs&, const Tiles&, const Partials&, Stream);
 
 // [activation], in the order of the type list; null where an activation has no such form.
-#define FUSEDACT_DECLARE_STORAGE(storage)        \
-  namespace storage##_kernels {                  \
-    const ForwardLaunch* forward_table();        \
-    const BackwardLaunch* backward_table(Saved); \
+#define FUSEDACT_DECLARE_STORAGE(storage)                    \
+  namespace storage##_kernels {                              \
+    const ForwardLaunch* forward_table();                    \
+    const BackwardLaunch* backward_table(Saved);             \
+    const GatedLaunch* gated_table();                        \
+    const GatedBackwardLaunch* gated_backward_table();       \
+    const EpilogueLaunch* epilogue_table();                  \
+    const EpilogueBackwardLaunch* epilogue_backward_table(); \
   }
 FUSEDACT_DECLARE_STORAGE(float32)
 FUSEDACT_DECLARE_STORAGE(float64)

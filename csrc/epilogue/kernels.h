@@ -24,6 +24,8 @@ struct Dropout {
   int64_t keep = 0;  // in [0, 2^32] less 2^31; the lower end keeps nothing, the upper one everything
   double factor = 1;
   const void* mask = nullptr;  // [outer, channels, inner]
+  // On CUDA: where the seed lies, in the device's memory. Nothing waits for it, and a graph draws anew when it is replayed.
+  const int64_t* seed_at = nullptr;
 };
 
 // The threshold has 32 bits: p is rounded to a multiple of 2^-32, and the factor belongs to what it is rounded to, so
@@ -31,7 +33,11 @@ struct Dropout {
 inline Dropout dropout_of(double p) {
   constexpr double words = 4294967296.0;
   const auto kept = static_cast<int64_t>((1 - p) * words + 0.5);
-  return {Dropout::Source::seed, 0, kept - (int64_t{1} << 31), kept == 0 ? 0.0 : words / static_cast<double>(kept),
+  return {Dropout::Source::seed,
+          0,
+          kept - (int64_t{1} << 31),
+          kept == 0 ? 0.0 : words / static_cast<double>(kept),
+          nullptr,
           nullptr};
 }
 
@@ -89,5 +95,13 @@ void epilogue_backward(const Activation&, const EpilogueBackwardArgs&);
 void dropout_mask(const Dropout&, DType, void* mask, int64_t count, const Parallel&);
 void moments(const MomentsArgs&);
 }  // namespace cpu
+
+// Without center, slope, offset and raw: the statistics of a batch are torch's on CUDA.
+namespace cuda {
+void epilogue(const Activation&, const EpilogueArgs&, Stream);
+int64_t workspace_bytes(const Activation&, const EpilogueBackwardArgs&);
+void epilogue_backward(const Activation&, const EpilogueBackwardArgs&, void* workspace, Stream);
+void dropout_mask(const Dropout&, DType, void* mask, int64_t count, Stream);
+}  // namespace cuda
 
 }  // namespace fusedact

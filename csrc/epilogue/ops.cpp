@@ -1,10 +1,12 @@
-// The epilogue's operators: schema, checks, allocation, CPU and Meta kernels. No maths and no loops over elements.
+// The epilogue's operators: schema, checks, allocation, kernels for the CPU, CUDA and Meta. No maths and no loops over elements.
 #include "ops.h"
 
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <limits>
+
+#include "../device.h"
 
 namespace fusedact::epilogue {
 namespace {
@@ -59,6 +61,15 @@ Scalars scalars_of(const Call& call) {
           call.clamped()};
 }
 
+// On a device the kernels read the seed themselves: nothing waits for it.
+void set_seed(Dropout& dropout, const Tensor& seeds, int64_t i) {
+  const int64_t* at = seeds.const_data_ptr<int64_t>() + i;
+  if (seeds.is_cpu())
+    dropout.seed = static_cast<uint64_t>(*at);
+  else
+    dropout.seed_at = at;
+}
+
 // The vectors as the kernels read them, kept alive.
 struct Held {
   OptTensor bias, weight, scale, mask;
@@ -71,7 +82,7 @@ struct Held {
         scale(contiguous(beside.scale)) {
     if (!beside.seed) return;
     dropout = dropout_of(p);
-    dropout.seed = static_cast<uint64_t>(*beside.seed->const_data_ptr<int64_t>());
+    set_seed(dropout, *beside.seed, 0);
     if (x.is_contiguous()) return;
     // The mask is counted in logical order: where x lies in another, it is made first.
     at::ScalarType compute = plan.activation.wide ? at::kDouble : compute_dtype(x.scalar_type());
@@ -81,65 +92,73 @@ struct Held {
   }
 };
 
-// ---- CPU kernels ----------------------------------------------------------------------------------------------------
+// ---- kernels --------------------------------------------------------------------------------------------------------
 
-Tensor bias_act_epilogue_cpu(const Tensor& input, const Beside& beside, const OptTensor& residual, const Call& call,
-                             double p) {
+Tensor bias_act_epilogue_dense(const Tensor& input, const Beside& beside, const OptTensor& residual, const Call& call,
+                               double p) {
   Plan plan = check_epilogue(input, beside, residual, call, p);
-  Tensor y = empty_like_cpu(input);
+  Tensor y = empty_as(input);
   if (input.numel() == 0) return y;
   Tensor x = dense(input);
   Held held(beside, p, x, plan);
   OptTensor added = residual ? OptTensor(laid_out_as(*residual, x)) : residual;
-  cpu::epilogue(plan.activation, {.shape = shape_of(x, plan, beside.scale.has_value()),
-                                  .dtype = to_dtype(x.scalar_type()),
-                                  .x = x.const_data_ptr(),
-                                  .residual = added ? added->const_data_ptr() : nullptr,
-                                  .scale = vector_of(held.scale, Extent::channel),
-                                  .bias = vector_of(held.bias, Extent::channel),
-                                  .weight = vector_of(held.weight, plan.weight),
-                                  .scalars = scalars_of(call),
-                                  .dropout = held.dropout,
-                                  .y = y.mutable_data_ptr(),
-                                  .parallel = parallel});
+  const EpilogueArgs args{.shape = shape_of(x, plan, beside.scale.has_value()),
+                          .dtype = to_dtype(x.scalar_type()),
+                          .x = x.const_data_ptr(),
+                          .residual = added ? added->const_data_ptr() : nullptr,
+                          .scale = vector_of(held.scale, Extent::channel),
+                          .bias = vector_of(held.bias, Extent::channel),
+                          .weight = vector_of(held.weight, plan.weight),
+                          .scalars = scalars_of(call),
+                          .dropout = held.dropout,
+                          .y = y.mutable_data_ptr(),
+                          .parallel = parallel};
+  on_device_of(
+      y, [&] { cpu::epilogue(plan.activation, args); },
+      [&](cuda::Queue& q) { cuda::epilogue(plan.activation, args, q.stream); });
   return y;
 }
 
-EpilogueGradients bias_act_epilogue_backward_cpu(const Tensor& grad, const OptTensor& input, const Beside& beside,
-                                                 const Call& call, double p, const Asked& asked) {
+EpilogueGradients bias_act_epilogue_backward_dense(const Tensor& grad, const OptTensor& input, const Beside& beside,
+                                                   const Call& call, double p, const Asked& asked) {
   Plan plan = check_backward(grad, input, beside, call, p, asked);
   if (asked.weight && asked.scale) {  // rare: the back end has room for two sums
     auto [grad_input, grad_bias, none, grad_scale] =
-        bias_act_epilogue_backward_cpu(grad, input, beside, call, p, {asked.bias, false, true});
+        bias_act_epilogue_backward_dense(grad, input, beside, call, p, {asked.bias, false, true});
     Tensor grad_weight =
-        std::get<2>(bias_act_epilogue_backward_cpu(grad, input, beside, call, p, {false, true, false}));
+        std::get<2>(bias_act_epilogue_backward_dense(grad, input, beside, call, p, {false, true, false}));
     return {grad_input, grad_bias, grad_weight, grad_scale};
   }
   Tensor bias_sum = sum_like(beside.bias, asked.bias, grad), weight_sum = sum_like(beside.weight, asked.weight, grad),
          scale_sum = sum_like(beside.scale, asked.scale, grad);
-  if (grad.numel() == 0) return {empty_like_cpu(input.value_or(grad)), bias_sum, weight_sum, scale_sum};
+  if (grad.numel() == 0) return {empty_as(input.value_or(grad)), bias_sum, weight_sum, scale_sum};
 
   Tensor x = input ? dense(*input) : Tensor(), g = input ? laid_out_as(grad, x) : dense(grad);
-  Tensor grad_x = empty_like_cpu(g);
+  Tensor grad_x = empty_as(g);
   Held held(beside, p, g, plan);
-  cpu::epilogue_backward(plan.activation, {.shape = shape_of(g, plan, beside.scale.has_value()),
-                                           .dtype = to_dtype(g.scalar_type()),
-                                           .grad = g.const_data_ptr(),
-                                           .x = input ? x.const_data_ptr() : nullptr,
-                                           .scale = vector_of(held.scale, Extent::channel),
-                                           .bias = vector_of(held.bias, Extent::channel),
-                                           .weight = vector_of(held.weight, plan.weight),
-                                           .center = {},
-                                           .slope = {},
-                                           .offset = {},
-                                           .scalars = scalars_of(call),
-                                           .dropout = held.dropout,
-                                           .grad_x = grad_x.mutable_data_ptr(),
-                                           .raw = false,
-                                           .grad_bias = sum_of(bias_sum, asked.bias),
-                                           .grad_scale = sum_of(scale_sum, asked.scale),
-                                           .grad_weight = sum_of(weight_sum, asked.weight),
-                                           .parallel = parallel});
+  const EpilogueBackwardArgs args{.shape = shape_of(g, plan, beside.scale.has_value()),
+                                  .dtype = to_dtype(g.scalar_type()),
+                                  .grad = g.const_data_ptr(),
+                                  .x = input ? x.const_data_ptr() : nullptr,
+                                  .scale = vector_of(held.scale, Extent::channel),
+                                  .bias = vector_of(held.bias, Extent::channel),
+                                  .weight = vector_of(held.weight, plan.weight),
+                                  .center = {},
+                                  .slope = {},
+                                  .offset = {},
+                                  .scalars = scalars_of(call),
+                                  .dropout = held.dropout,
+                                  .grad_x = grad_x.mutable_data_ptr(),
+                                  .raw = false,
+                                  .grad_bias = sum_of(bias_sum, asked.bias),
+                                  .grad_scale = sum_of(scale_sum, asked.scale),
+                                  .grad_weight = sum_of(weight_sum, asked.weight),
+                                  .parallel = parallel};
+  on_device_of(
+      g, [&] { cpu::epilogue_backward(plan.activation, args); },
+      [&](cuda::Queue& q) {
+        cuda::epilogue_backward(plan.activation, args, q.room(cuda::workspace_bytes(plan.activation, args)), q.stream);
+      });
   return {std::move(grad_x), std::move(bias_sum), std::move(weight_sum), std::move(scale_sum)};
 }
 
@@ -160,15 +179,17 @@ Tensor dropout_mask_meta(const Tensor& seed, c10::SymIntArrayRef size, double p,
   return at::empty_symint(sizes, seed.options().dtype(dtype));
 }
 
-Tensor dropout_mask_cpu(const Tensor& seed, c10::SymIntArrayRef size, double p, at::ScalarType dtype) {
+Tensor dropout_mask_dense(const Tensor& seed, c10::SymIntArrayRef size, double p, at::ScalarType dtype) {
   Tensor mask = dropout_mask_meta(seed, size, p, dtype), seeds = seed.contiguous();
   if (mask.numel() == 0) return mask;
   const int64_t count = mask.numel() / seeds.numel();
   Dropout dropout = dropout_of(p);
   for (int64_t i = 0; i < seeds.numel(); ++i) {
-    dropout.seed = static_cast<uint64_t>(seeds.const_data_ptr<int64_t>()[i]);
+    set_seed(dropout, seeds, i);
     void* out = static_cast<char*>(mask.mutable_data_ptr()) + i * count * mask.element_size();
-    cpu::dropout_mask(dropout, to_dtype(dtype), out, count, parallel);
+    on_device_of(
+        mask, [&] { cpu::dropout_mask(dropout, to_dtype(dtype), out, count, parallel); },
+        [&](cuda::Queue& q) { cuda::dropout_mask(dropout, to_dtype(dtype), out, count, q.stream); });
   }
   return mask;
 }
@@ -226,10 +247,17 @@ TORCH_LIBRARY_FRAGMENT(fusedact, m) {
 }
 
 TORCH_LIBRARY_IMPL(fusedact, CPU, m) {
-  m.impl("bias_act_epilogue", Flat<bias_act_epilogue_cpu>::call);
-  m.impl("bias_act_epilogue_backward", Flat<bias_act_epilogue_backward_cpu>::call);
-  m.impl("dropout_mask", dropout_mask_cpu);
+  m.impl("bias_act_epilogue", Flat<bias_act_epilogue_dense>::call);
+  m.impl("bias_act_epilogue_backward", Flat<bias_act_epilogue_backward_dense>::call);
+  m.impl("dropout_mask", dropout_mask_dense);
 }
+#if defined(FUSEDACT_CUDA)
+TORCH_LIBRARY_IMPL(fusedact, CUDA, m) {
+  m.impl("bias_act_epilogue", Flat<bias_act_epilogue_dense>::call);
+  m.impl("bias_act_epilogue_backward", Flat<bias_act_epilogue_backward_dense>::call);
+  m.impl("dropout_mask", dropout_mask_dense);
+}
+#endif
 
 TORCH_LIBRARY_IMPL(fusedact, Meta, m) {
   m.impl("bias_act_epilogue", Flat<bias_act_epilogue_meta>::call);
@@ -255,21 +283,22 @@ auto handle(const char* name) {
 }  // namespace
 
 Tensor bias_act_epilogue(const Tensor& input, const Beside& b, const OptTensor& residual, const Call& c, double p) {
-  static auto op = handle<bias_act_epilogue_cpu>("fusedact::bias_act_epilogue");
+  static auto op = handle<bias_act_epilogue_dense>("fusedact::bias_act_epilogue");
   return op.call(input, b.bias, b.weight, b.scale, residual, b.seed, c.activation, c.params, c.dim, c.gain, c.clamp_min,
                  c.clamp_max, p);
 }
 
 EpilogueGradients bias_act_epilogue_backward(const Tensor& grad, const OptTensor& input, const Beside& b, const Call& c,
                                              double p, const Asked& asked) {
-  static auto op = handle<bias_act_epilogue_backward_cpu>("fusedact::bias_act_epilogue_backward");
+  static auto op = handle<bias_act_epilogue_backward_dense>("fusedact::bias_act_epilogue_backward");
   return op.call(grad, input, b.bias, b.weight, b.scale, b.seed, c.activation, c.params, c.dim, c.gain, c.clamp_min,
                  c.clamp_max, p, asked.bias, asked.weight, asked.scale);
 }
 
 Tensor dropout_mask(const Tensor& seed, c10::SymIntArrayRef size, double p, at::ScalarType dtype) {
-  static auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("fusedact::dropout_mask", "").typed<decltype(dropout_mask_cpu)>();
+  static auto op = c10::Dispatcher::singleton()
+                       .findSchemaOrThrow("fusedact::dropout_mask", "")
+                       .typed<decltype(dropout_mask_dense)>();
   return op.call(seed, size, p, dtype);
 }
 

@@ -53,4 +53,10 @@ void gated_forward(const Activation&, const GatedForwardArgs&);
 void gated_backward(const Activation&, const GatedBackwardArgs&);
 }  // namespace cpu
 
+namespace cuda {
+void gated_forward(const Activation&, const GatedForwardArgs&, Stream);
+int64_t workspace_bytes(const Activation&, const GatedBackwardArgs&);
+void gated_backward(const Activation&, const GatedBackwardArgs&, void* workspace, Stream);
+}  // namespace cuda
+
 }  // namespace fusedact

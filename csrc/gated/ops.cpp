@@ -1,4 +1,4 @@
-// Gated units as operators: schema, checks, CPU and Meta kernels. No maths, no loops over elements.
+// Gated units as operators: schema, checks, kernels for the CPU, CUDA and Meta. No maths, no loops over elements.
 #include "ops.h"
 
 #include <ATen/ops/empty.h>
@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "../checks.h"
+#include "../device.h"
 
 namespace fusedact {
 
@@ -103,7 +104,7 @@ c10::SymDimVector gated_strides(const Tensor& input, const GatedPlan& plan) {
   return strides;
 }
 
-// ---- CPU kernels ----------------------------------------------------------------------------------------------------
+// ---- kernels --------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -160,7 +161,7 @@ Parts parts_of(const GatedTensors& t, const GatedPlan& plan) {
 Tensor laid_out(const Tensor& x, const Parts& p) {
   bool alike = true;
   for (int64_t d = 0; d < x.dim(); ++d) alike = alike && (x.size(d) == 1 || x.stride(d) == p.strides[d]);
-  return alike || x.numel() == 0 ? x : empty_cpu(p.sizes, p.strides, x.scalar_type()).copy_(x);
+  return alike || x.numel() == 0 ? x : empty_on(x, p.sizes, p.strides, x.scalar_type()).copy_(x);
 }
 
 GatedScalars scalars_of(const GatedCall& call) {
@@ -184,22 +185,25 @@ Starts<const char*> read(const Parts& p, const GatedPlan& plan) {
   return plan.gate_second ? Starts<const char*>{second, first} : Starts<const char*>{first, second};
 }
 
-Tensor gated_act_cpu(const GatedTensors& t, const GatedCall& call) {
+Tensor gated_act_dense(const GatedTensors& t, const GatedCall& call) {
   const GatedPlan plan = check_gated(t, call);
   const Parts p = parts_of(t, plan);
-  Tensor y = empty_cpu(p.sizes, p.strides, p.input.scalar_type());
+  Tensor y = empty_on(p.input, p.sizes, p.strides, p.input.scalar_type());
   if (y.numel() == 0) return y;
   const auto [gate, value] = read(p, plan);
-  cpu::gated_forward(plan.activation, {.shape = p.shape,
-                                       .dtype = to_dtype(y.scalar_type()),
-                                       .halves = p.halves,
-                                       .gate = gate,
-                                       .value = value,
-                                       .gate_bias = vector_of(p.bias[plan.gate_second]),
-                                       .value_bias = vector_of(p.bias[!plan.gate_second]),
-                                       .scalars = scalars_of(call),
-                                       .y = y.mutable_data_ptr(),
-                                       .parallel = parallel});
+  const GatedForwardArgs args{.shape = p.shape,
+                              .dtype = to_dtype(y.scalar_type()),
+                              .halves = p.halves,
+                              .gate = gate,
+                              .value = value,
+                              .gate_bias = vector_of(p.bias[plan.gate_second]),
+                              .value_bias = vector_of(p.bias[!plan.gate_second]),
+                              .scalars = scalars_of(call),
+                              .y = y.mutable_data_ptr(),
+                              .parallel = parallel};
+  on_device_of(
+      y, [&] { cpu::gated_forward(plan.activation, args); },
+      [&](cuda::Queue& q) { cuda::gated_forward(plan.activation, args, q.stream); });
   return y;
 }
 
@@ -221,12 +225,12 @@ GatedPlan check_backward(const Tensor& grad, const GatedTensors& t, const GatedC
   return plan;
 }
 
-GatedGradients gated_act_backward_cpu(const Tensor& grad, const GatedTensors& t, const GatedCall& call, bool grad_bias,
-                                      bool grad_other_bias) {
+GatedGradients gated_act_backward_dense(const Tensor& grad, const GatedTensors& t, const GatedCall& call,
+                                        bool grad_bias, bool grad_other_bias) {
   const GatedPlan plan = check_backward(grad, t, call, grad_bias, grad_other_bias);
   const Parts p = parts_of(t, plan);
-  Tensor grad_input = empty_like_cpu(p.input);
-  Tensor grad_other = plan.two ? empty_like_cpu(p.other) : at::empty({0}, grad.options());
+  Tensor grad_input = empty_as(p.input);
+  Tensor grad_other = plan.two ? empty_as(p.other) : at::empty({0}, grad.options());
   Tensor bias_sum = sum_like(t.bias, grad_bias, grad), other_sum = sum_like(t.other_bias, grad_other_bias, grad);
   if (grad.numel() == 0) return {grad_input, grad_other, bias_sum, other_sum};
 
@@ -245,20 +249,25 @@ GatedGradients gated_act_backward_cpu(const Tensor& grad, const GatedTensors& t,
       plan.two ? static_cast<char*>(grad_other.mutable_data_ptr()) : first + p.second * grad_input.element_size();
   const Tensor g = laid_out(grad, p);
   const Tensor &gate_sum = sums[plan.gate_second], &value_sum = sums[!plan.gate_second];
-  cpu::gated_backward(plan.activation, {.shape = p.shape,
-                                        .dtype = to_dtype(grad.scalar_type()),
-                                        .halves = p.halves,
-                                        .grad = g.const_data_ptr(),
-                                        .gate = gate,
-                                        .value = value,
-                                        .gate_bias = vector_of(p.bias[plan.gate_second]),
-                                        .value_bias = vector_of(p.bias[!plan.gate_second]),
-                                        .scalars = scalars_of(call),
-                                        .grad_gate = plan.gate_second ? second : first,
-                                        .grad_value = plan.gate_second ? first : second,
-                                        .grad_gate_bias = sum_of(gate_sum, gate_sum.defined()),
-                                        .grad_value_bias = sum_of(value_sum, value_sum.defined()),
-                                        .parallel = parallel});
+  const GatedBackwardArgs args{.shape = p.shape,
+                               .dtype = to_dtype(grad.scalar_type()),
+                               .halves = p.halves,
+                               .grad = g.const_data_ptr(),
+                               .gate = gate,
+                               .value = value,
+                               .gate_bias = vector_of(p.bias[plan.gate_second]),
+                               .value_bias = vector_of(p.bias[!plan.gate_second]),
+                               .scalars = scalars_of(call),
+                               .grad_gate = plan.gate_second ? second : first,
+                               .grad_value = plan.gate_second ? first : second,
+                               .grad_gate_bias = sum_of(gate_sum, gate_sum.defined()),
+                               .grad_value_bias = sum_of(value_sum, value_sum.defined()),
+                               .parallel = parallel};
+  on_device_of(
+      g, [&] { cpu::gated_backward(plan.activation, args); },
+      [&](cuda::Queue& q) {
+        cuda::gated_backward(plan.activation, args, q.room(cuda::workspace_bytes(plan.activation, args)), q.stream);
+      });
   if (grad_bias && !plan.two && plan.interleaved)
     for (int64_t half = 0; half < 2; ++half) bias_sum.view({-1, 2}).select(1, half).copy_(sums[half]);
   return {grad_input, grad_other, bias_sum, other_sum};
@@ -298,9 +307,15 @@ TORCH_LIBRARY_FRAGMENT(fusedact, m) {
 }
 
 TORCH_LIBRARY_IMPL(fusedact, CPU, m) {
-  m.impl("gated_act", FlatGated<gated_act_cpu>::call);
-  m.impl("gated_act_backward", FlatGated<gated_act_backward_cpu>::call);
+  m.impl("gated_act", FlatGated<gated_act_dense>::call);
+  m.impl("gated_act_backward", FlatGated<gated_act_backward_dense>::call);
 }
+#if defined(FUSEDACT_CUDA)
+TORCH_LIBRARY_IMPL(fusedact, CUDA, m) {
+  m.impl("gated_act", FlatGated<gated_act_dense>::call);
+  m.impl("gated_act_backward", FlatGated<gated_act_backward_dense>::call);
+}
+#endif
 
 TORCH_LIBRARY_IMPL(fusedact, Meta, m) {
   m.impl("gated_act", FlatGated<gated_act_meta>::call);
@@ -325,14 +340,14 @@ auto handle(const char* name) {
 }  // namespace
 
 Tensor gated_act(const GatedTensors& t, const GatedCall& c) {
-  static auto op = handle<gated_act_cpu>("fusedact::gated_act");
+  static auto op = handle<gated_act_dense>("fusedact::gated_act");
   return op.call(t.input, t.other, t.bias, t.other_bias, c.activation, c.params, c.dim, c.gate, c.layout, c.limit,
                  c.alpha, c.offset);
 }
 
 GatedGradients gated_act_backward(const Tensor& grad, const GatedTensors& t, const GatedCall& c, bool grad_bias,
                                   bool grad_other_bias) {
-  static auto op = handle<gated_act_backward_cpu>("fusedact::gated_act_backward");
+  static auto op = handle<gated_act_backward_dense>("fusedact::gated_act_backward");
   return op.call(grad, t.input, t.other, t.bias, t.other_bias, c.activation, c.params, c.dim, c.gate, c.layout, c.limit,
                  c.alpha, c.offset, grad_bias, grad_other_bias);
 }

@@ -258,6 +258,37 @@ Gradients linear_act_backward_statistics_cpu(const Tensor& grad, const Tensor& s
   return backward(grad, saved, input, weight, bias, param, call, wanted, sums);
 }
 
+// ---- other devices: the product is theirs, and bias_act the pass after it ---------------------------------------------
+
+#if defined(FUSEDACT_CUDA)
+Checked checked_cuda(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
+                     const Call& call) {
+  return checked(input, weight, bias, param, call, [&] { return at::linear(input, weight); });
+}
+
+Tensor linear_act_cuda(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
+                       const Call& call) {
+  Tensor z = checked_cuda(input, weight, bias, param, call).output;
+  bias_act_(z, bias, param, call);
+  return z;
+}
+
+Saving linear_act_saving_cuda(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
+                              const Call& call) {
+  auto [plan, z] = checked_cuda(input, weight, bias, param, call);
+  if (plan.save == Saved::mask) return bias_act_mask(z, bias, param, call);
+  if (plan.save == Saved::input) return {bias_act(z, bias, param, call), z};
+  bias_act_(z, bias, param, call);
+  return {z, at::empty({0}, z.options())};
+}
+
+Gradients linear_act_backward_cuda(const Tensor& grad, const Tensor& saved, const OptTensor& input,
+                                   const OptTensor& weight, const OptTensor& bias, const OptTensor& param,
+                                   const Call& call, const Wanted& wanted) {
+  return composed_backward(grad, {}, saved, input, weight, bias, param, call, wanted);
+}
+#endif
+
 // ---- Meta kernels ---------------------------------------------------------------------------------------------------
 
 Checked checked_meta(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
@@ -403,6 +434,13 @@ TORCH_LIBRARY_IMPL(fusedact, CPU, m) {
   m.impl("linear_act_statistics", Flat<linear_act_statistics_cpu>::call);
   m.impl("linear_act_backward_statistics", Flat<linear_act_backward_statistics_cpu>::call);
 }
+#if defined(FUSEDACT_CUDA)
+TORCH_LIBRARY_IMPL(fusedact, CUDA, m) {
+  m.impl("linear_act", Flat<linear_act_cuda>::call);
+  m.impl("linear_act_saving", Flat<linear_act_saving_cuda>::call);
+  m.impl("linear_act_backward", Flat<linear_act_backward_cuda>::call);
+}
+#endif
 
 TORCH_LIBRARY_IMPL(fusedact, Meta, m) {
   m.impl("linear_act", Flat<linear_act_meta>::call);

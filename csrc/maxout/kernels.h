@@ -35,4 +35,10 @@ void maxout(const MaxoutArgs&);
 void maxout_backward(const MaxoutBackwardArgs&);
 }  // namespace cpu
 
+namespace cuda {
+void maxout(const MaxoutArgs&, Stream);
+int64_t workspace_bytes(const MaxoutBackwardArgs&);
+void maxout_backward(const MaxoutBackwardArgs&, void* workspace, Stream);
+}  // namespace cuda
+
 }  // namespace fusedact

@@ -1,10 +1,12 @@
-// The maxout operators: schema, checks, CPU and Meta kernels. No maths, no loops; derivatives are in autograd.cpp.
+// The maxout operators: schema, checks, kernels for the CPU, CUDA and Meta. No maths, no loops;
+// derivatives are in autograd.cpp.
 #include "ops.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
+#include "../device.h"
 #include "../reasons.h"
 #include "kernels.h"
 
@@ -65,18 +67,18 @@ struct Like {
   }
 };
 
-Tensor empty_cpu_like(const Tensor& x, int64_t dim, int64_t channels, at::ScalarType dtype) {
+Tensor empty_dense_like(const Tensor& x, int64_t dim, int64_t channels, at::ScalarType dtype) {
   Like like(x, dim, channels);
-  return empty_cpu(C10_AS_INTARRAYREF_SLOW(like.sizes), C10_AS_INTARRAYREF_SLOW(like.strides), dtype);
+  return empty_on(x, C10_AS_INTARRAYREF_SLOW(like.sizes), C10_AS_INTARRAYREF_SLOW(like.strides), dtype);
 }
 Tensor empty_meta_like(const Tensor& x, int64_t dim, const c10::SymInt& channels, at::ScalarType dtype) {
   Like like(x, dim, channels);
   return at::empty_strided_symint(like.sizes, like.strides, x.options().dtype(dtype));
 }
 
-// ---- CPU ------------------------------------------------------------------------------------------------------------
+// ---- kernels --------------------------------------------------------------------------------------------------------
 
-Maxout maxout_cpu(const Tensor& input, const OptTensor& bias, int64_t pieces, int64_t dim) {
+Maxout maxout_dense(const Tensor& input, const OptTensor& bias, int64_t pieces, int64_t dim) {
   dim = check_maxout(input, bias, pieces, dim);
   Tensor x = dense(input);
   int64_t outputs = x.size(dim) / pieces;
@@ -85,21 +87,22 @@ Maxout maxout_cpu(const Tensor& input, const OptTensor& bias, int64_t pieces, in
     sizes[dim] = outputs;
     return {at::empty(sizes, x.options()), at::empty(sizes, x.options().dtype(at::kByte))};
   }
-  Tensor y = empty_cpu_like(x, dim, outputs, x.scalar_type()), indices = empty_cpu_like(x, dim, outputs, at::kByte);
+  Tensor y = empty_dense_like(x, dim, outputs, x.scalar_type()), indices = empty_dense_like(x, dim, outputs, at::kByte);
   OptTensor bias_vector = contiguous(bias);
-  cpu::maxout({.shape = shape_around(x, dim, x.size(dim)),
-               .pieces = pieces,
-               .dtype = to_dtype(x.scalar_type()),
-               .x = x.const_data_ptr(),
-               .bias = vector_of(bias_vector, Extent::channel),
-               .y = y.mutable_data_ptr(),
-               .indices = indices.mutable_data_ptr<uint8_t>(),
-               .parallel = parallel});
+  const MaxoutArgs args{.shape = shape_around(x, dim, x.size(dim)),
+                        .pieces = pieces,
+                        .dtype = to_dtype(x.scalar_type()),
+                        .x = x.const_data_ptr(),
+                        .bias = vector_of(bias_vector, Extent::channel),
+                        .y = y.mutable_data_ptr(),
+                        .indices = indices.mutable_data_ptr<uint8_t>(),
+                        .parallel = parallel};
+  on_device_of(x, [&] { cpu::maxout(args); }, [&](cuda::Queue& q) { cuda::maxout(args, q.stream); });
   return {std::move(y), std::move(indices)};
 }
 
-MaxoutGradients maxout_backward_cpu(const Tensor& grad, const Tensor& indices, const OptTensor& bias, int64_t pieces,
-                                    int64_t dim, bool grad_bias) {
+MaxoutGradients maxout_backward_dense(const Tensor& grad, const Tensor& indices, const OptTensor& bias, int64_t pieces,
+                                      int64_t dim, bool grad_bias) {
   dim = check_backward(grad, indices, bias, pieces, dim, grad_bias);
   Tensor bias_sum = sum_like(bias, grad_bias, grad);
   Tensor which = dense(indices), g = laid_out_as(grad, which);
@@ -109,15 +112,18 @@ MaxoutGradients maxout_backward_cpu(const Tensor& grad, const Tensor& indices, c
     sizes[dim] = channels;
     return {at::empty(sizes, grad.options()), bias_sum};
   }
-  Tensor grad_x = empty_cpu_like(which, dim, channels, grad.scalar_type());
-  cpu::maxout_backward({.shape = shape_around(which, dim, channels),
-                        .pieces = pieces,
-                        .dtype = to_dtype(grad.scalar_type()),
-                        .grad = g.const_data_ptr(),
-                        .indices = which.const_data_ptr<uint8_t>(),
-                        .grad_x = grad_x.mutable_data_ptr(),
-                        .grad_bias = sum_of(bias_sum, grad_bias),
-                        .parallel = parallel});
+  Tensor grad_x = empty_dense_like(which, dim, channels, grad.scalar_type());
+  const MaxoutBackwardArgs args{.shape = shape_around(which, dim, channels),
+                                .pieces = pieces,
+                                .dtype = to_dtype(grad.scalar_type()),
+                                .grad = g.const_data_ptr(),
+                                .indices = which.const_data_ptr<uint8_t>(),
+                                .grad_x = grad_x.mutable_data_ptr(),
+                                .grad_bias = sum_of(bias_sum, grad_bias),
+                                .parallel = parallel};
+  on_device_of(
+      g, [&] { cpu::maxout_backward(args); },
+      [&](cuda::Queue& q) { cuda::maxout_backward(args, q.room(cuda::workspace_bytes(args)), q.stream); });
   return {std::move(grad_x), std::move(bias_sum)};
 }
 
@@ -174,9 +180,15 @@ TORCH_LIBRARY_FRAGMENT(fusedact, m) {
 }
 
 TORCH_LIBRARY_IMPL(fusedact, CPU, m) {
-  m.impl("maxout", maxout_cpu);
-  m.impl("maxout_backward", maxout_backward_cpu);
+  m.impl("maxout", maxout_dense);
+  m.impl("maxout_backward", maxout_backward_dense);
 }
+#if defined(FUSEDACT_CUDA)
+TORCH_LIBRARY_IMPL(fusedact, CUDA, m) {
+  m.impl("maxout", maxout_dense);
+  m.impl("maxout_backward", maxout_backward_dense);
+}
+#endif
 
 TORCH_LIBRARY_IMPL(fusedact, Meta, m) {
   m.impl("maxout", maxout_meta);

@@ -34,4 +34,10 @@ void softmax(const SoftmaxArgs&);
 void softmax_backward(const SoftmaxBackwardArgs&);
 }  // namespace cpu
 
+namespace cuda {
+void softmax(const SoftmaxArgs&, Stream);
+int64_t workspace_bytes(const SoftmaxBackwardArgs&);
+void softmax_backward(const SoftmaxBackwardArgs&, void* workspace, Stream);
+}  // namespace cuda
+
 }  // namespace fusedact

@@ -1,8 +1,10 @@
-// The softmax operators: schema, checks, CPU and Meta kernels. No maths, no loops; derivatives are in autograd.cpp.
+// The softmax operators: schema, checks, kernels for the CPU, CUDA and Meta. No maths, no loops;
+// derivatives are in autograd.cpp.
 #include "ops.h"
 
 #include <torch/library.h>
 
+#include "../device.h"
 #include "../reasons.h"
 #include "kernels.h"
 
@@ -27,41 +29,45 @@ int64_t check_backward(const Tensor& grad, const Tensor& output, const OptTensor
   return positive;
 }
 
-// ---- CPU ------------------------------------------------------------------------------------------------------------
+// ---- kernels --------------------------------------------------------------------------------------------------------
 
-Tensor softmax_cpu(const Tensor& input, const OptTensor& bias, int64_t dim, bool log) {
+Tensor softmax_dense(const Tensor& input, const OptTensor& bias, int64_t dim, bool log) {
   dim = check_softmax(input, bias, dim, log);
-  Tensor y = empty_like_cpu(input);
+  Tensor y = empty_as(input);
   if (input.numel() == 0) return y;
   bool gapped = !input.is_non_overlapping_and_dense();
   if (gapped) y.copy_(input);
   OptTensor bias_vector = contiguous(bias);
-  cpu::softmax({.shape = shape_of(y, dim),
-                .dtype = to_dtype(input.scalar_type()),
-                .log = log,
-                .x = (gapped ? y : input).const_data_ptr(),
-                .bias = vector_of(bias_vector, Extent::channel),
-                .y = y.mutable_data_ptr(),
-                .parallel = parallel});
+  const SoftmaxArgs args{.shape = shape_of(y, dim),
+                         .dtype = to_dtype(input.scalar_type()),
+                         .log = log,
+                         .x = (gapped ? y : input).const_data_ptr(),
+                         .bias = vector_of(bias_vector, Extent::channel),
+                         .y = y.mutable_data_ptr(),
+                         .parallel = parallel};
+  on_device_of(y, [&] { cpu::softmax(args); }, [&](cuda::Queue& q) { cuda::softmax(args, q.stream); });
   return y;
 }
 
-SoftmaxGradients softmax_backward_cpu(const Tensor& grad, const Tensor& output, const OptTensor& bias, int64_t dim,
-                                      bool log, bool grad_bias) {
+SoftmaxGradients softmax_backward_dense(const Tensor& grad, const Tensor& output, const OptTensor& bias, int64_t dim,
+                                        bool log, bool grad_bias) {
   dim = check_backward(grad, output, bias, dim, log, grad_bias);
   Tensor bias_sum = sum_like(bias, grad_bias, grad);
-  if (grad.numel() == 0) return {empty_like_cpu(output), bias_sum};
+  if (grad.numel() == 0) return {empty_as(output), bias_sum};
 
   Tensor y = dense(output), g = laid_out_as(grad, y);
-  Tensor grad_x = g.is_same(grad) ? empty_like_cpu(y) : g;  // a copy of our own is written over
-  cpu::softmax_backward({.shape = shape_of(y, dim),
-                         .dtype = to_dtype(y.scalar_type()),
-                         .log = log,
-                         .grad = g.const_data_ptr(),
-                         .y = y.const_data_ptr(),
-                         .grad_x = grad_x.mutable_data_ptr(),
-                         .grad_bias = sum_of(bias_sum, grad_bias),
-                         .parallel = parallel});
+  Tensor grad_x = g.is_same(grad) ? empty_as(y) : g;  // a copy of our own is written over
+  const SoftmaxBackwardArgs args{.shape = shape_of(y, dim),
+                                 .dtype = to_dtype(y.scalar_type()),
+                                 .log = log,
+                                 .grad = g.const_data_ptr(),
+                                 .y = y.const_data_ptr(),
+                                 .grad_x = grad_x.mutable_data_ptr(),
+                                 .grad_bias = sum_of(bias_sum, grad_bias),
+                                 .parallel = parallel};
+  on_device_of(
+      y, [&] { cpu::softmax_backward(args); },
+      [&](cuda::Queue& q) { cuda::softmax_backward(args, q.room(cuda::workspace_bytes(args)), q.stream); });
   return {std::move(grad_x), std::move(bias_sum)};
 }
 
@@ -101,9 +107,15 @@ TORCH_LIBRARY_FRAGMENT(fusedact, m) {
 }
 
 TORCH_LIBRARY_IMPL(fusedact, CPU, m) {
-  m.impl("softmax", softmax_cpu);
-  m.impl("softmax_backward", softmax_backward_cpu);
+  m.impl("softmax", softmax_dense);
+  m.impl("softmax_backward", softmax_backward_dense);
 }
+#if defined(FUSEDACT_CUDA)
+TORCH_LIBRARY_IMPL(fusedact, CUDA, m) {
+  m.impl("softmax", softmax_dense);
+  m.impl("softmax_backward", softmax_backward_dense);
+}
+#endif
 
 TORCH_LIBRARY_IMPL(fusedact, Meta, m) {
   m.impl("softmax", softmax_meta);
