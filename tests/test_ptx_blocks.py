@@ -404,7 +404,7 @@ def test_softmax(dtype: torch.dtype, shape: tuple[int, int, int], log: bool) -> 
         v = x.view(shape).double() + (0 if bias is None else bias.double().view(1, -1, 1))
         if dtype == torch.float64:  # the truth would need more digits than it has
             cpu = torch.ops.fusedact.softmax(x.view(shape), bias, 1, log).flatten()
-            assert (ulps(y, cpu.double()) <= 2).all()
+            assert (ulps(y, cpu.double()) <= 6).all()  # 4 here and 2 there, as the contract has it
             continue
         true = (log_softmax_of(v) if log else v.softmax(1)).flatten()
         # Or the CPU's own value, which tests/test_softmax.py judges: near the root of a logarithm float64 is no truth.
