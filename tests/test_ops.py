@@ -105,6 +105,8 @@ def test_every_operator_is_checked() -> None:
     known |= {"softmax", "softmax_backward"}  # test_softmax.py
     known |= {"maxout", "maxout_backward"}  # test_maxout.py
     known |= {"lstm_cell_act", "lstm_cell_act_backward", "gru_cell_act", "gru_cell_act_backward"}  # test_cells.py
+    known |= {"statistics_", "bias_act_statistics", "bias_act_backward_statistics"}  # test_statistics.py
+    known |= {"linear_act_statistics", "linear_act_backward_statistics"}  # test_statistics.py
     assert named == {f"fusedact::{name}" for name in known}
 
 
