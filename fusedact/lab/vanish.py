@@ -53,11 +53,13 @@ def run() -> frame.Report:
     )
 
     def draw(figure: Figure) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.subplots()
         for name, curve in curves.items():
             axes.plot(curve, label=name, marker=".")
         axes.plot(bound, color="black", linestyle="--", label="0.25^n")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(yscale="log", xlabel="layers below the last", ylabel="gradient norm", title="orthogonal weights")
         axes.legend(ncols=2)
 
