@@ -63,7 +63,8 @@ void epilogue_backward(const Activation& a, const EpilogueBackwardArgs& args, vo
 // The backward pass of the identity, of which only the sum is asked for.
 namespace {
 EpilogueBackwardArgs summing(const Shape& shape, DType dtype, const void* x, const Sum& sum) {
-  EpilogueBackwardArgs args;
+  static const EpilogueBackwardArgs nothing;  // static: its padding is zero too, see Tiles
+  EpilogueBackwardArgs args = nothing;
   args.shape = shape;
   args.dtype = dtype;
   args.grad = x;

@@ -28,6 +28,7 @@ struct Tiles {
   uint32_t log_lanes = 8;  // 256 threads side by side in a row, or 32 in each of 8 rows
   bool along = false;
   bool aligned = false;  // 16-byte loads and stores are possible wherever a thread's columns start
+  uint8_t rest[6] = {};  // no byte of a kernel's argument is left to chance: who looks for pointers in it finds none
 
   constexpr uint32_t lanes() const { return 1u << log_lanes; }
   constexpr uint32_t lines() const { return block_threads >> log_lanes; }
