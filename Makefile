@@ -82,8 +82,8 @@ format: build ## let ruff and clang-format rewrite what they can
 	$(BIN)/clang-format -i $(FORMATTED)
 
 proof: build ## the programs of tests/native: a sweep over all exponents, random cases between guard pages, threads
-	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(EDITABLE) -DFUSEDACT_PROOF=ON
-	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(EDITABLE) --target proofs
+	PATH="$(abspath $(BIN)):$$PATH"; cmake=$$(sed -n 's/^CMAKE_COMMAND:INTERNAL=//p' $(EDITABLE)/CMakeCache.txt); \
+	  "$$cmake" -S . -B $(EDITABLE) -DFUSEDACT_PROOF=ON && "$$cmake" --build $(EDITABLE) --target proofs  # another cmake would compile all anew
 	$(BIN)/ctest --test-dir $(EDITABLE) --output-on-failure
 
 proof-full: proof ## every float32 of every row, and float64 against MPFR (hours of one core); writes docs/accuracy.jsonl
@@ -94,9 +94,9 @@ proof-full: proof ## every float32 of every row, and float64 against MPFR (hours
 
 sanitize: build ## those programs under ASan, UBSan and TSan (SANITIZERS names them); compiles the kernels anew (minutes)
 	for sanitizer in $(SANITIZERS); do \
-	  PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/sanitize-$$sanitizer -GNinja -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	  PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/cmake -S . -B build/sanitize-$$sanitizer -GNinja -DPython_EXECUTABLE=$(abspath $(BIN))/python \
 	    -DFUSEDACT_PROOF=ON -DFUSEDACT_ISAS=$(SANITIZE_ISAS) -DFUSEDACT_SANITIZE=$$sanitizer && \
-	  PATH="$(abspath $(BIN)):$$PATH" cmake --build build/sanitize-$$sanitizer --target proofs && \
+	  PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/cmake --build build/sanitize-$$sanitizer --target proofs && \
 	  $(BIN)/ctest --test-dir build/sanitize-$$sanitizer --output-on-failure || exit 1; done
 
 generate: build ## write what is made from the registry: type stubs, docs/activations.md; and docs/accuracy.md
