@@ -300,10 +300,7 @@ struct sigmoid_ : Invertible<> {
   explicit sigmoid_(const double*) {}
   FUSEDACT_FN V forward(V x) const { return sigmoid(x); }
   FUSEDACT_FN V derivative(V x) const { return times_sigmoid_slope(V(1), x); }
-  FUSEDACT_FN V second(V x) const {
-    V s = sigmoid(x), r = sigmoid(-x);
-    return s * r * (r - s);
-  }
+  FUSEDACT_FN V second(V x) const { return sigmoid_second(x); }
   FUSEDACT_FN V derivative_from_output(V y) const { return y * (V(1) - y); }
   FUSEDACT_FN V second_from_output(V y) const { return V(1) - V(2) * y; }
 };
@@ -314,7 +311,7 @@ struct logsigmoid : Invertible<> {
   explicit logsigmoid(const double*) {}
   FUSEDACT_FN V forward(V x) const { return -softplus(Two<V>{-x, V(0)}); }
   FUSEDACT_FN V derivative(V x) const { return sigmoid(-x); }
-  FUSEDACT_FN V second(V x) const { return -sigmoid(x) * sigmoid(-x); }
+  FUSEDACT_FN V second(V x) const { return times_sigmoid_slope(V(-1), x); }
   FUSEDACT_FN V derivative_from_output(V y) const { return -expm1_negative(y); }
   FUSEDACT_FN V second_from_output(V y) const { return -exp_negative(y); }
 };
@@ -337,17 +334,10 @@ struct softplus_ : Plain<2> {
   }
   FUSEDACT_FN V second(V x) const {
     V t = beta.hi * x;
-    return select(t > limit, V(0), beta.hi * sigmoid(t) * sigmoid(-t));
+    return select(t > limit, V(0), times_sigmoid_slope(beta.hi, t));
   }
   // No derivative from y: below the threshold y reaches beyond it, so that y does not tell on which branch x was.
 };
-
-// f = x sigma(t(x)): the second derivative in t' and t''.
-template <class V>
-FUSEDACT_FN V times_sigmoid_second(V x, Two<V> t, V t1, V t2) {
-  V s = sigmoid(t.hi), r = sigmoid(-t.hi);
-  return times_sigmoid_slope(V(2) * t1 + x * ((r - s) * t1 * t1 + t2), t.hi, t.lo);
-}
 
 template <class V>
 struct silu : Plain<> {
@@ -355,7 +345,7 @@ struct silu : Plain<> {
   explicit silu(const double*) {}
   FUSEDACT_FN V forward(V x) const { return times_sigmoid(x); }
   FUSEDACT_FN V derivative(V x) const { return times_sigmoid_derivative(x); }
-  FUSEDACT_FN V second(V x) const { return times_sigmoid_second(x, Two<V>{x, V(0)}, V(1), V(0)); }
+  FUSEDACT_FN V second(V x) const { return times_sigmoid_second(Two<V>{x, V(0)}, Two<V>{x, V(0)}, V(1), V(0)); }
 };
 
 // x sigma(beta x), beta a scalar or a tensor that learns.
@@ -370,7 +360,10 @@ struct swish : Plain<1> {
     Two<V> t = two_scaled(beta, x);
     return times_sigmoid_derivative(x, t, t);
   }
-  FUSEDACT_FN V second(V x) const { return times_sigmoid_second(x, two_scaled(beta, x), beta.hi, V(0)); }
+  FUSEDACT_FN V second(V x) const {
+    Two<V> t = two_scaled(beta, x);
+    return beta.hi * times_sigmoid_second(t, t, V(1), V(0));
+  }
   FUSEDACT_FN V weight_derivative(V x) const {
     V t = beta.hi * x;
     return x * sigmoid(t) * (x * sigmoid(-t));
@@ -386,6 +379,22 @@ struct quick_gelu : swish<V> {
     this->beta = two_constant<V>(1.702, 4.2632564145606011e-17);  // the decimal 1.702, also in float64
   }
 };
+
+// The second derivative of x tanh(softplus x), 4 z n / (2 + 2z + z^2)^3 on the left with
+// n = (4 + 2x) + (8 + 2x) z + (6 - 3x) z^2 + (2 - 2x) z^3, and on the right 4 z^2 n / (1 + 2z + 2z^2)^3, the
+// coefficients reversed.
+template <class V>
+FUSEDACT_FN V mish_second(V x) {
+  using K = table<scalar_t<V>>;
+  auto negative = x < V(0);
+  V scaled = exp_scaled(negative_abs(x)), z = scaled * V(K::unscale);
+  V c0 = fma(x, V(2), V(4)), c1 = fma(x, V(2), V(8)), c2 = fma(x, V(-3), V(6)), c3 = fma(x, V(-2), V(2));
+  V first = select(negative, c0, c3), last = select(negative, c3, c0);
+  V n = fma(fma(fma(last, z, select(negative, c2, c1)), z, select(negative, c1, c2)), z, first);
+  V d = fma(fma(z, select(negative, V(1), V(2)), V(2)), z, select(negative, V(2), V(1)));
+  V y = scaled * select(negative, V(1), z) * n / (d * d * d) * V(4 * K::unscale);
+  return select(scaled > V(0), y, scaled);  // n may be infinite where z is 0
+}
 
 // x tanh(softplus x). With z = e^-|x|, tanh(softplus x) is z (2 + z) / (2 + 2z + z^2) on the left and
 // (1 + 2z) / (1 + 2z + 2z^2) on the right: nothing overflows, nothing cancels.
@@ -414,26 +423,26 @@ struct mish : Plain<> {
   FUSEDACT_FN V derivative(V x) const {
     using K = table<scalar_t<V>>;
     auto negative = x < V(0);
-    V z = rounded(exp_parts(negative_abs(x)));
+    auto [e, power] = exp_parts(negative_abs(x));
+    V z = fma(power, e, power);
     // d^2 = 4 + 8z + 8z^2 + 4z^3 + z^4 on the left, the coefficients reversed on the right
     V square = fma(select(negative, V(1), V(4)), z, select(negative, V(4), V(8)));
     square = fma(fma(square, z, V(8)), z, select(negative, V(8), V(4)));
     V first = select(negative, V(4), V(1)), d = fma(square, z, first), d_lo = fma(square, z, first - d);
     V one_x = V(4) * (V(1) + x), six = fma(V(4), x, V(6));
-    V left = fma(z, six, one_x) + z * z * (V(4) + z);
+    V left = fma(z, fma(z, V(4) + z, six), one_x);
+    if constexpr (!is_brief<V>) {  // what rounding z lost, times the slope of that in z
+      V z_lo = fma_exact(power, e, power - z);
+      left = fma(z_lo, fma(z, fma(z, V(3), V(8)), six), left);
+    }
     V right = fma(z, fma(z, fma(one_x, z, six), V(4)), V(1));
     V y = product_over(select(negative, left, right), select(negative, z, V(1)), d, d_lo);
     auto beyond = abs(x) > V(K::plain);
     if (any(beyond)) [[unlikely]]
-      y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), x), y);
+      y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), Two<V>{x, V(0)}), y);
     return y;
   }
-  // With s = sigma(x), r = sigma(-x): tanh(softplus x) = s (1 + r) / (1 + r^2), and 1 minus its square 4 r^2 / (1 + r^2)^2.
-  FUSEDACT_FN V second(V x) const {
-    V s = sigmoid(x), r = sigmoid(-x), d = V(1) / fma(r, r, V(1));
-    V t = s * (V(1) + r) * d;
-    return times_sigmoid_slope(V(4) * r * d * d * (V(2) + x * (r - V(2) * s * t)), x);
-  }
+  FUSEDACT_FN V second(V x) const { return mish_second(x); }
 };
 
 // ---- the normal family ----------------------------------------------------------------------------------------------
@@ -447,7 +456,8 @@ struct gelu : Plain<> {
   FUSEDACT_FN V derivative(V x) const { return times_normal_cdf_derivative(x); }
   FUSEDACT_FN V second(V x) const {
     V square = x * x;
-    return normal_pdf(x) * select(square > V(1e6), V(-1e6), V(2) - square);  // phi is 0 there: no infinity times it
+    return times_normal_pdf(select(square > V(1e6), V(-1e6), V(2) - square),
+                            x);  // phi is 0 there: no infinity times it
   }
 };
 
@@ -481,7 +491,7 @@ struct gelu_tanh : Plain<> {
   }
   FUSEDACT_FN V second(V x) const {
     V square = x * x;
-    V y = times_sigmoid_second(x, argument(x), V(c1) + V(3 * c3) * square, V(6 * c3) * x);
+    V y = times_sigmoid_second(Two<V>{x, V(0)}, argument(x), V(c1) + V(3 * c3) * square, V(6 * c3) * x);
     return select(square > V(1e6), V(0), y);  // there the slope of sigma is 0, and what it multiplies overflows
   }
 };
@@ -568,8 +578,9 @@ struct softsign : Plain<> {
     return r * r + (x - x);  // infinite x: NaN, as the quotient rule has it
   }
   FUSEDACT_FN V second(V x) const {
-    V r = V(1) / (V(1) + abs(x));
-    return select(x > V(0), V(-2), select(x < V(0), V(2), V(0))) * r * r * r;
+    V a = abs(x), d = V(1) + a, lost = a - (d - V(1));
+    V y = select(x > V(0), V(-2), select(x < V(0), V(2), V(0))) / d / (d * d);
+    return fma(y, V(-3) * lost / d, y);
   }
   FUSEDACT_FN V derivative_from_output(V y) const {
     V r = V(1) - abs(y);

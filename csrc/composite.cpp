@@ -114,8 +114,23 @@ Composite times_sigmoid_slope(const Composite& w, const Composite& t) {
 Composite times_sigmoid_slope(const Composite& w, const Composite& t, const Composite&) {
   return times_sigmoid_slope(w, t);
 }
-Composite normal_pdf(const Composite& x) {
-  return exp_negative(x * x * Composite(-0.5)) * Composite(0.3989422804014327);
+Composite sigmoid_second(const Composite& t) {
+  Composite s = sigmoid(t), r = sigmoid(Composite(0) - t);
+  return s * r * (r - s);
+}
+Composite times_sigmoid_second(const Two<Composite>& x, const Two<Composite>& t, const Composite& t1,
+                               const Composite& t2) {
+  Composite s = sigmoid(t.hi), r = sigmoid(Composite(0) - t.hi);
+  return s * r * (Composite(2) * t1 + x.hi * ((r - s) * t1 * t1 + t2));
+}
+// With s = sigma(x), r = sigma(-x): tanh(softplus x) = s (1 + r) / (1 + r^2), and 1 minus its square 4 r^2 / (1 + r^2)^2.
+Composite mish_second(const Composite& x) {
+  Composite s = sigmoid(x), r = sigmoid(Composite(0) - x), d = Composite(1) / (r * r + Composite(1));
+  Composite t = s * (Composite(1) + r) * d;
+  return Composite(4) * s * r * r * d * d * (Composite(2) + x * (r - Composite(2) * s * t));
+}
+Composite times_normal_pdf(const Composite& w, const Composite& x) {
+  return w * exp_negative(x * x * Composite(-0.5)) * Composite(0.3989422804014327);
 }
 Composite times_sigmoid_derivative(const Composite&, const Two<Composite>& t, const Two<Composite>& w) {
   Composite s = sigmoid(t.hi);

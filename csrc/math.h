@@ -187,9 +187,9 @@ struct table<float> {
   // (e^r - 1 - r) / r^2 on |r| <= ln 2 / 2, so that e^r is right to 3.2e-9
   static constexpr float exp[] = {0.49999994f, 0.166665196f, 0.0416682549f, 0.0083688423f, 0.00138219562f};
   static constexpr float exp_brief[] = {0.499992281f, 0.166670576f, 0.0418907627f, 0.00831798185f};  // 1.1e-7
-  // (log(1 + z) - z) / z^2 on [0, 1], 6.0e-8
-  static constexpr float log1p[] = {-0.49999997f, 0.333328485f,   -0.249867007f, 0.198556066f,   -0.158536181f,
-                                    0.115748696f, -0.0669117346f, 0.025318509f,  -0.00448969938f};
+  // (log(1 + z) - z) / z^2 on [0, 1], 1.1e-8
+  static constexpr float log1p[] = {-0.5f,        0.333332688f,   -0.249973416f, 0.199615255f,   -0.163865238f,
+                                    0.130886376f, -0.0922538638f, 0.0501019917f, -0.0175823662f, 0.00288575795f};
   static constexpr float log1p_brief[] = {-0.49990806f, 0.331408739f,   -0.23612465f,
                                           0.151038617f, -0.0678540096f, 0.014587529f};  // log(1 + z) to 1.5e-6
   static constexpr float plain = 80.0f;  // while |t| is below, e^-|t| and a product with it are normal numbers
@@ -322,7 +322,7 @@ FUSEDACT_FN Exp<V> exp_parts(V x, V lo, int offset = 0) {
   if constexpr (is_brief<V>) return exp_parts(x, offset);
   V t = fma(x, V(K::log2e), V(K::magic));
   V n = t - V(K::magic);
-  V r = fma(n, V(-K::ln2_lo), fma(n, V(-K::ln2_hi), x)) + lo;
+  V r = fma(n, V(-K::ln2_hi), x) + fma(n, V(-K::ln2_lo), lo);
   return {exp_tail(r), exponent(t, offset)};
 }
 // e^(x + more + lo): more joins x when the multiple of ln 2 is off, where nothing of it is lost.
@@ -367,6 +367,18 @@ FUSEDACT_FN V exp_scaled(V x, V lo) {
   using K = table<scalar_t<V>>;
   return select(x < V(K::exp_floor), V(0), rounded(exp_parts(x, lo, K::scale)));
 }
+template <class V>
+FUSEDACT_FN V exp_scaled(V x) {
+  using K = table<scalar_t<V>>;
+  return select(x < V(K::exp_floor), V(0), rounded(exp_parts(x, K::scale)));
+}
+// c times that, rounded once more.
+template <class V>
+FUSEDACT_FN V times_exp_scaled(Two<V> c, V x, V lo) {
+  using K = table<scalar_t<V>>;
+  auto [e, power] = exp_parts(x, lo, K::scale);
+  return select(x < V(K::exp_floor), V(0), (c.hi + fma(c.hi, e, fma(c.lo, e, c.lo))) * power);
+}
 
 // e^x - 1 for x <= 0: relative error below 1.5 u.
 template <class V>
@@ -397,17 +409,35 @@ FUSEDACT_FN V sigmoid(Two<V> t) {
 template <class V>
 FUSEDACT_FN V times_sigmoid_slope(V w, V t, V lo) {
   using K = table<scalar_t<V>>;
-  V x = at_least(negative_abs(t), V(K::exp_floor));
-  V scaled = rounded(exp_parts(x, select(abs(t) > -x, V(0), select(t < V(0), lo, -lo)), K::scale));
-  V z = scaled * V(K::unscale);
+  V scaled = exp_scaled(negative_abs(t), select(t < V(0), lo, -lo)), z = scaled * V(K::unscale);
   return scaled * w / fma(z, z + V(2), V(1)) * V(K::unscale);
 }
 template <class V>
 FUSEDACT_FN V times_sigmoid_slope(V w, V t) {
   using K = table<scalar_t<V>>;
-  V scaled = rounded(exp_parts(at_least(negative_abs(t), V(K::exp_floor)), K::scale));
-  V z = scaled * V(K::unscale);
+  V scaled = exp_scaled(negative_abs(t)), z = scaled * V(K::unscale);
   return scaled * w / fma(z, z + V(2), V(1)) * V(K::unscale);
+}
+// The second derivative of sigma: -+ z (1 - z) / (1 + z)^3, where 1 - z cancels near 0.
+template <class V>
+FUSEDACT_FN V sigmoid_second(V t) {
+  using K = table<scalar_t<V>>;
+  V below = negative_abs(t), m = expm1_negative(below), scaled = exp_scaled(below), d = V(2) + m;
+  V y = scaled * m / (d * d * d) * V(K::unscale), lost = m - (d - V(2));
+  y = fma(y, V(-3) * lost / d, y);
+  return select(t < V(0), -y, y);
+}
+// The second derivative of x sigma(t(x)), with t' and t''. It is z ((a - b) + z (a + b)) / (1 + z)^3 with a = 2 t' + x t''
+// and b = |x| t'^2, where only a - b cancels at the root, and that is nearly exact there.
+template <class V>
+FUSEDACT_FN V times_sigmoid_second(Two<V> x, Two<V> t, V t1, V t2) {
+  using K = table<scalar_t<V>>;
+  auto negative = t.hi < V(0);
+  V scaled = exp_scaled(negative_abs(t.hi), select(negative, t.lo, -t.lo)), z = scaled * V(K::unscale);
+  V square = select(negative, -t1, t1) * t1, d = V(1) + z;
+  V a = fma(x.hi, t2, t1 + t1), b = x.hi * square, b_lo = fma(x.lo, square, fma_exact(x.hi, square, -b));
+  V y = scaled * fma(z, a + b, (a - b) - b_lo) / (d * d * d) * V(K::unscale);
+  return select(scaled > V(0), y, scaled);  // b may be infinite where z is 0
 }
 
 // Where e^-|t| times something may be subnormal, |t| > plain: z travels times 2^scale until the last product.
@@ -420,12 +450,14 @@ FUSEDACT_COLD V times_sigmoid_tail(const V& x, const V& t, const V& lo) {
 }
 // The derivative there. w = x t'(x); infinite x give NaN, as the product rule has it.
 template <class V>
-FUSEDACT_COLD V times_sigmoid_derivative_tail(const V& x, const V& t, const V& lo, const V& w) {
+FUSEDACT_COLD V times_sigmoid_derivative_tail(const V& x, const V& t, const V& lo, const Two<V>& w) {
   using K = table<scalar_t<V>>;
   auto negative = t < V(0);
-  V z = exp_scaled(negative_abs(t), select(negative, lo, -lo));
-  V bounded = at_most(at_least(w, V(-1e4)), V(1e4));
-  return fma(x, V(0), select(negative, z * (V(1) + bounded) * V(K::unscale), fma(z * V(K::unscale), bounded, V(1))));
+  V bounded = at_most(at_least(w.hi, V(-1e4)), V(1e4));
+  V one_w = V(1) + bounded, lost = select(w.hi == bounded, (V(1) - (one_w - bounded)) + w.lo, V(0));
+  V left = times_exp_scaled(Two<V>{one_w, lost}, negative_abs(t), select(negative, lo, -lo)) * V(K::unscale);
+  V z = exp_scaled(negative_abs(t), select(negative, lo, -lo)) * V(K::unscale);
+  return fma(x, V(0), select(negative, left, fma(z, bounded, V(1))));
 }
 
 // x sigma(t)
@@ -433,8 +465,8 @@ template <class V>
 FUSEDACT_FN V times_sigmoid_of(V x, V t, Exp<V> parts) {
   V z = rounded(parts), xp = x * parts.power;  // exact, so that x z is rounded once
   V p = select(t < V(0), fma(xp, parts.e, xp), x);
-  V q = p / (V(1) + z);
-  return select(z < V(0.3), fma_exact(-z, q, p), q);
+  V q = p / fma(parts.power, parts.e, V(1) + parts.power);  // 1 + z, rounded once
+  return select(z < V(0.4), fma_exact(-z, q, p), q);
 }
 // The same where nothing is lost by it: e^-t may be large.
 template <class V>
@@ -481,13 +513,14 @@ FUSEDACT_FN V times_sigmoid_derivative(V x) {
   if constexpr (is_brief<V>) {
     y = times_sigmoid_derivative_brief(x, x);
   } else {
-    V z = rounded(exp_parts(negative_abs(x)));
-    V one_x = V(1) + x;
-    y = select(x < V(0), (one_x + z) * z, fma(z, one_x, V(1))) / fma(z, z + V(2), V(1));
+    auto [e, power] = exp_parts(negative_abs(x));
+    V z = fma(power, e, power), one_x = V(1) + x;
+    V sum = fma(power, e, one_x + power);  // 1 + x + z, without z's rounding
+    y = select(x < V(0), sum * z, fma(z, one_x, V(1))) / fma(z, z + V(2), V(1));
   }
   auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
-    y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), x), y);
+    y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), Two<V>{x, V(0)}), y);
   return y;
 }
 template <class V>
@@ -506,7 +539,7 @@ FUSEDACT_FN V times_sigmoid_derivative(V x, Two<V> t, Two<V> w) {
   }
   auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
-    y = select(beyond, times_sigmoid_derivative_tail(x, t.hi, t.lo, w.hi), y);
+    y = select(beyond, times_sigmoid_derivative_tail(x, t.hi, t.lo, w), y);
   return y;
 }
 
@@ -564,11 +597,11 @@ FUSEDACT_FN Two<V> minus_half_square(V a) {
   return {p, fma_exact(h, a, -p)};
 }
 
-// phi(x) = e^(-x^2 / 2) / sqrt(2 pi)
+// w phi(x), phi(x) = e^(-x^2 / 2) / sqrt(2 pi)
 template <class V>
-FUSEDACT_FN V normal_pdf(V x) {
+FUSEDACT_FN V times_normal_pdf(V w, V x) {
   Two<V> t = minus_half_square(x);
-  return exp_negative(t.hi, t.lo) * V(0.3989422804014327);
+  return times_exp(Two<V>{w * V(0.3989422804014327), V(0)}, t.hi, t.lo);
 }
 
 // x Phi(x) in full range: on the left -|x| Q(|x|), on the right x more; the scale is kept until the last product.
@@ -578,14 +611,13 @@ FUSEDACT_COLD V times_normal_cdf_tail(const V& x) {
   V a = abs(x);
   Two<V> t = minus_half_square(a);
   if constexpr (requires { K::short_limit; }) {  // a Q(a) = e^(-a^2 / 2) P(1 / a^2)
-    auto [e, power] = exp_parts(t.hi, t.lo, K::scale);
-    V p = polynomial<K::tail_far>(V(1) / (a * a));
-    V tail = select(t.hi < V(K::exp_floor), V(0), fma(p, e, p) * power);
+    V tail = times_exp_scaled(Two<V>{polynomial<K::tail_far>(V(1) / (a * a)), V(0)}, t.hi, t.lo);
     V y = fma(tail, V(-K::unscale), at_least(x, V(0)));
     return y + at_most(x, V(0)) * V(0);  // f(-inf) is NaN, as PyTorch has it
   } else {
     V bounded = at_most(a, V(K::tail_limit));
-    V tail = polynomial<K::tail_p>(bounded) / polynomial<K::tail_q>(bounded) * exp_scaled(t.hi, t.lo);
+    V ratio = polynomial<K::tail_p>(bounded) / polynomial<K::tail_q>(bounded);
+    V tail = times_exp_scaled(Two<V>{ratio, V(0)}, t.hi, t.lo);
     auto negative = x < V(0);
     V p = select(negative, tail, fma(tail, V(-K::unscale), V(1)));
     return x * p * select(negative, V(K::unscale), V(1));
@@ -607,7 +639,8 @@ FUSEDACT_FN V times_normal_cdf(V x) {
       auto [e, power] = exp_parts(square.hi, h, square.lo, 1);
       V ratio = polynomial<K::tail_short>(a - V(K::tail_centre));
       V b = h * power;  // -|x| times the power, which is twice its own
-      y = fma_exact(b, ratio, b * (ratio * e)) + at_least(x, V(0));
+      V p = fma(ratio, e, ratio), p_lo = fma_exact(ratio, e, ratio - p);
+      y = fma_exact(b, p, b * p_lo) + at_least(x, V(0));
     }
     auto beyond = a > V(K::short_limit);
     if (any(beyond)) [[unlikely]]
@@ -629,13 +662,14 @@ FUSEDACT_COLD V times_normal_cdf_derivative_tail(const V& x) {
   using K = table<scalar_t<V>>;
   V a = abs(x);
   Two<V> t = minus_half_square(a);
-  V e = exp_scaled(t.hi, t.lo), left;
+  Two<V> factor;
   if constexpr (requires { K::short_limit; }) {
-    left = polynomial<K::slope_far>(V(1) / (a * a)) * at_most(a, V(16)) * e * V(K::unscale);
+    factor = two_product(polynomial<K::slope_far>(V(1) / (a * a)), at_most(a, V(16)));
   } else {
     V bounded = at_most(a, V(K::tail_limit));
-    left = polynomial<K::slope_p>(bounded) / polynomial<K::slope_q>(bounded) * root_minus(bounded) * e * V(K::unscale);
+    factor = two_product(polynomial<K::slope_p>(bounded) / polynomial<K::slope_q>(bounded), root_minus(bounded));
   }
+  V left = times_exp_scaled(factor, t.hi, t.lo) * V(K::unscale);
   return fma(x, V(0), select(x < V(0), left, V(1) - left));  // infinite x: NaN, as the product rule has it
 }
 template <class V>

@@ -113,7 +113,7 @@ TAIL_CENTRE, SLOPE_CENTRE = centre(tail_lifted), centre(slope_over_root)
 FITS = [
     Fit("exp", exp_series, -HALF_LN2, HALF_LN2, 4, weight=exp_weight),
     Fit("exp", exp_series, -HALF_LN2, HALF_LN2, 10, dtype="double"),
-    Fit("log1p_short", log1p_rest, mp.mpf(0), mp.mpf(1), 8),
+    Fit("log1p_short", log1p_rest, mp.mpf(0), mp.mpf(1), 9),
     Fit("log1p", log1p_series, mp.mpf(0), mp.mpf(1) / 9, 10, dtype="double"),
     Fit("tanhshrink", tanhshrink_series, mp.mpf(0), mp.mpf(1), 16, dtype="double"),
     Fit("normal_tail", tail, mp.mpf(0), mp.mpf(39), 10, 11, dtype="double", k=3.0),
