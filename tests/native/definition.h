@@ -165,7 +165,10 @@ inline Jet softplus(double x, const double* p) {
   return p[0] * x > p[1] ? variable(x) : log1p(exp(Real(p[0]) * variable(x))) / constant(p[0]);
 }
 inline Jet sigmoid(double x, const double*) { return inverse(one + exp(-variable(x))); }
-inline Jet logsigmoid(double x, const double*) { return -log1p(exp(-variable(x))); }
+inline Jet logsigmoid(double x, const double*) {
+  if (x < -1e6) return variable(x);  // to 2^-1400000; at -2e18 the square of exp(x) is lost
+  return -log1p(exp(-variable(x)));
+}
 inline Jet tanh_(double x, const double*) { return tanh(variable(x)); }
 inline Jet tanhshrink(double x, const double*) { return variable(x) - tanh(variable(x)); }
 inline Jet softsign(double x, const double*) {

@@ -5,8 +5,9 @@
 // 4 ulp of double each (libmvec's bound; libm's is 1). What an exponential does to a rounded argument is |t| ulp, and |t| is
 // below 200 wherever the result is no zero of float. So the relative error is below 2^-42, which is 2^-18 ulp of float.
 // Where a derivative has a root its terms cancel, and the contract there is absolute: the terms are below 4, so that 2^-48 is
-// lost of the 2e-7 allowed. Both statements are checked where the program runs: definition.h, with MPFR, judges these
-// functions at a sample of points, and the worst points of a sweep once more.
+// lost of the 2e-7 allowed. (tanhshrink, which says so, comes nearest to 2^-18.) Both statements are checked where the program runs:
+// definition.h, with MPFR, judges these functions at a sample from every exponent, and the worst points of a sweep once more;
+// why that is enough, sweep.cpp says at `Tally`.
 //
 // No branches and no calls under a condition: the loops become libmvec's vectors.
 #pragma once
@@ -46,20 +47,23 @@ inline Triple clip(double x, double low, double high) {
 inline double below(double x, double limit) { return x < limit ? x : limit; }
 inline double above(double x, double limit) { return x > limit ? x : limit; }
 
-// sigma(t) and sigma(-t), each with all its digits. No exponential goes beyond e^-300: for float that is 0, whatever it meets, and
-// libmvec leaves its vectors near the ends of double's range.
+// No exponential goes beyond e^-300: for float that is 0, whatever it meets, and libmvec leaves its vectors near the ends of
+// double's range. No constant: gcc would fold that side, and take the exponential of what lies beyond after all.
+inline double furthest = 300, gelu_ends = 25;
+
+// sigma(t) and sigma(-t), each with all its digits.
 struct Logistic {
   double s, c;
 };
 inline Logistic logistic(double t) {
-  const double w = exp(-below(std::fabs(t), 300)), large = 1 / (1 + w), small = w / (1 + w);
+  const double w = exp(-below(std::fabs(t), furthest)), large = 1 / (1 + w), small = w / (1 + w);
   return t < 0 ? Logistic{small, large} : Logistic{large, small};
 }
 inline double sech2(double t) {
-  const double e = exp(-2 * below(std::fabs(t), 150));
+  const double e = exp(-below(2 * std::fabs(t), furthest));
   return 4 * e / ((1 + e) * (1 + e));
 }
-inline double softplus_of(double t) { return above(t, 0) + log1p(exp(-below(std::fabs(t), 300))); }
+inline double softplus_of(double t) { return above(t, 0) + log1p(exp(-below(std::fabs(t), furthest))); }
 
 // x sigma(t(x)): t' and t'' given. Beyond |t| = 300 all is saturated, and x t'^2 may overflow.
 inline Triple times_logistic(double x, double t, double t1, double t2) {
@@ -70,7 +74,7 @@ inline Triple times_logistic(double x, double t, double t1, double t2) {
 }
 
 inline Triple elu(double x, double alpha, double scale, double width) {
-  const double t = below(x, 0) / width, e = exp(above(t, -300)), m = expm1(above(t, -300));
+  const double t = below(x, 0) / width, held = above(t, -furthest), e = exp(held), m = expm1(held);
   return choose(x > 0, line(x, scale),
                 {scale * alpha * m, scale * alpha / width * e, scale * alpha / (width * width) * e});
 }
@@ -94,8 +98,8 @@ PROOF_TRUTH(elu_) { return elu(x, p[0], 1, 1); }
 PROOF_TRUTH(celu) { return elu(x, p[0], 1, p[0]); }
 PROOF_TRUTH(selu) { return elu(x, 1.6732632423543772848, 1.0507009873554804935, 1); }
 PROOF_TRUTH(gelu) {
-  // x^2 is exact in double for a float x where the exponential is no zero.
-  const double z = above(below(x, 40), -40), cdf = erfc(-z * 0.70710678118654752440) / 2;
+  // x^2 is exact in double for a float x. Beyond 25 the tail is below 1e-130: 0 for float, times any float.
+  const double z = above(below(x, gelu_ends), -gelu_ends), cdf = erfc(-z * 0.70710678118654752440) / 2;
   const double pdf = exp(-z * z / 2) * 0.39894228040143267794;
   return {x * cdf, cdf + z * pdf, (2 - z * z) * pdf};
 }
@@ -108,7 +112,7 @@ PROOF_TRUTH(silu) { return times_logistic(x, x, 1, 0); }
 PROOF_TRUTH(swish) { return times_logistic(x, p[0] * x, p[0], 0); }
 PROOF_TRUTH(mish) {
   // With w = e^-|x|, tanh(softplus x) is w (2 + w) / (2 + 2 w + w^2) on the left, (1 + 2 w) / (1 + 2 w + 2 w^2) on the right.
-  const double w = exp(-below(std::fabs(x), 300)), l = w * (w + 2), r = 1 + 2 * w;
+  const double w = exp(-below(std::fabs(x), furthest)), l = w * (w + 2), r = 1 + 2 * w;
   const bool left = x < 0;
   const double den = left ? l + 2 : r + 2 * w * w, t = (left ? l : r) / den;
   const double root = (left ? 1 : w) / den, sech = 4 * (1 + w) * (1 + w) * root * root;
@@ -164,7 +168,7 @@ PROOF_TRUTH(situ) {
   return {b * t * s, q * s + b * t * s * c, s * (-2 * t * q / b + 2 * q * c + b * t * c * (c - s))};
 }
 PROOF_TRUTH(elup1) {
-  const double e = exp(above(below(x, 0), -300));
+  const double e = exp(above(below(x, 0), -furthest));
   return choose(x > 0, line(x, 1, 1), {e, e, e});
 }
 PROOF_TRUTH(square) { return {x * x, 2 * x, 2}; }
