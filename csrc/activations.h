@@ -6,6 +6,7 @@
 //   derivative(x)       f'(x), at kinks and NaN as PyTorch's scalar formula has it; or gradient(g, x) = g f'(x)
 //   second(x)           f''(x); plain formulas, for it is computed in float64 whatever the dtype
 // and, where they apply,
+//   value_and_slope(x)                                 both, where computing them together is cheaper
 //   derivative_from_output(y), second_from_output(y)   h(y) = f'(x) and h'(y), with `invertible` saying for which
 //                                                      parameters y determines f'(x)
 //   is_outer(x), outer_gradient(g), inner_gradient(g)  piecewise linear: the zone, and g f' in it and elsewhere
@@ -454,6 +455,7 @@ struct gelu : Plain<> {
   explicit gelu(const double*) {}
   FUSEDACT_FN V forward(V x) const { return times_normal_cdf(x); }
   FUSEDACT_FN V derivative(V x) const { return times_normal_cdf_derivative(x); }
+  FUSEDACT_FN ValueAndSlope<V> value_and_slope(V x) const { return times_normal_cdf_and_derivative(x); }
   FUSEDACT_FN V second(V x) const {
     V square = x * x;
     return times_normal_pdf(select(square > V(1e6), V(-1e6), V(2) - square),

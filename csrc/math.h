@@ -212,6 +212,15 @@ struct table<float> {
   static constexpr float slope_brief[] = {0.504548967f,    -0.0343367383f,   0.0104411393f,  -0.00301356148f,
                                           0.000816539628f, -0.000196290901f, 4.91394239e-5f, -1.6583097e-5f,
                                           4.37913877e-6f,  -4.79443202e-7f};
+  // Where the slope is wanted too, which shares the exponential: e^(a^2 / 2) Q(a) itself, 7.6e-9 and 2.1e-6.
+  static constexpr float mills_centre = 2.99999070168f;
+  static constexpr float mills_short[] = {0.121514268f,    -0.0344006047f,   0.00915637426f,   -0.00231051864f,
+                                          0.000556268555f, -0.000128355445f, 2.84440885e-5f,   -6.13728162e-6f,
+                                          1.31936463e-6f,  -2.42705198e-7f,  3.37583792e-8f,   -1.46143808e-8f,
+                                          4.50463311e-9f,  6.31895924e-10f,  -1.07245691e-10f, -8.36853156e-11f};
+  static constexpr float mills_brief[] = {0.168102339f,   -0.0627388954f,   0.0213088356f,  -0.00670049898f,
+                                          0.00198265282f, -0.000556471408f, 0.00014257741f, -3.32999298e-5f,
+                                          9.21518131e-6f, -2.97671909e-6f,  6.45100442e-7f, -5.80277373e-8f};
   // Beyond, in 1 / a^2: a e^(a^2 / 2) Q(a) and e^(a^2 / 2) (Q(a) / a - phi(a)), 2.9e-8.
   static constexpr float tail_far[] = {0.398942292f, -0.398956329f, 1.19997394f, -6.25553989f,
                                        52.8413429f,  -581.202148f,  4970.20703f, -19701.3086f};
@@ -693,6 +702,38 @@ FUSEDACT_FN V times_normal_cdf_derivative(V x) {
     return y;
   } else {
     return times_normal_cdf_derivative_tail(x);
+  }
+}
+
+// Both of them, where a gate's gradient wants both: the exponential is shared.
+template <class V>
+struct ValueAndSlope {
+  V value, slope;
+};
+template <class V>
+FUSEDACT_FN ValueAndSlope<V> times_normal_cdf_and_derivative(V x) {
+  using K = table<scalar_t<V>>;
+  if constexpr (requires { K::short_limit; }) {
+    V a = abs(x), mills, ratio;
+    Two<V> t = minus_half_square(a);
+    auto [e, power] = exp_parts(t.hi, t.lo);
+    if constexpr (is_brief<V>) {
+      mills = polynomial<K::mills_brief>(a - V(2));
+      ratio = polynomial<K::slope_brief>(a - V(2)) * power;
+    } else {
+      mills = polynomial<K::mills_short>(a - V(K::mills_centre));
+      ratio = polynomial<K::slope_short>(a - V(K::slope_centre)) * power;
+    }
+    V tail = mills * power, left = fma(ratio, e, ratio) * root_minus(a);
+    ValueAndSlope<V> y{fma(-a, fma(tail, e, tail), at_least(x, V(0))), select(x < V(0), left, V(1) - left)};
+    auto beyond = a > V(K::short_limit);
+    if (any(beyond)) [[unlikely]] {
+      y.value = select(beyond, times_normal_cdf_tail(x), y.value);
+      y.slope = select(beyond, times_normal_cdf_derivative_tail(x), y.slope);
+    }
+    return y;
+  } else {
+    return {times_normal_cdf(x), times_normal_cdf_derivative(x)};
   }
 }
 

@@ -551,10 +551,7 @@ ROWS: tuple[Activation, ...] = (
             ),
         ),
         reference=lambda v: v * _normal_cdf(v),
-        bounds={
-            "float32": Bound(forward=2.5),
-            "float64": Bound(4.0, 4.0, 16.0, 2e-15),
-        },  # the second derivative of the tanh form
+        bounds={"float64": Bound(4.0, 4.0, 16.0, 2e-15)},  # the second derivative of the tanh form
     ),
     Activation(
         name="gelu_tanh",
@@ -563,7 +560,7 @@ ROWS: tuple[Activation, ...] = (
         source="Hendrycks, Gimpel 2016, arXiv:1606.08415",
         module="GELUTanh",
         reference=lambda v: v * _sigmoid(2 * math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)),
-        bounds={"float32": Bound(forward=2.3), "float64": Bound(4.0, 4.0, 16.0, 2e-15)},
+        bounds={"float64": Bound(4.0, 4.0, 16.0, 2e-15)},
     ),
     Activation(
         name="quick_gelu",
@@ -571,7 +568,7 @@ ROWS: tuple[Activation, ...] = (
         source="Hendrycks, Gimpel 2016, arXiv:1606.08415; Radford et al. 2021, arXiv:2103.00020",
         module="QuickGELU",
         reference=lambda v: v * _sigmoid(1.702 * v),
-        bounds={"float32": Bound(forward=2.1), "float64": Bound(4.0, 4.0, 10.0, 2e-15)},
+        bounds={"float64": Bound(4.0, 4.0, 10.0, 2e-15)},
     ),
     Activation(
         name="silu",
@@ -581,7 +578,7 @@ ROWS: tuple[Activation, ...] = (
         module="SiLU",
         replaces="torch.nn.functional.silu",
         reference=lambda v: v * _sigmoid(v),
-        bounds={"float32": Bound(forward=2.1, derivative=4.2), "float64": Bound(4.0, 4.0, 8.0, 2e-15)},
+        bounds={"float64": Bound(4.0, 4.0, 8.0, 2e-15)},
     ),
     Activation(
         name="swish",
@@ -590,7 +587,7 @@ ROWS: tuple[Activation, ...] = (
         module="Swish",
         parameters=(_number("beta", 1.0, "steepness; a tensor of 1 or C elements learns", 1.5, -0.7, tensor=True),),
         reference=lambda v, beta: v * _sigmoid(beta * v),
-        bounds={"float32": Bound(forward=2.1, derivative=4.2), "float64": Bound(4.0, 4.0, 8.0, 2e-15)},
+        bounds={"float64": Bound(4.0, 4.0, 8.0, 2e-15)},
     ),
     Activation(
         name="mish",
@@ -599,7 +596,7 @@ ROWS: tuple[Activation, ...] = (
         module="Mish",
         replaces="torch.nn.functional.mish",
         reference=_mish,
-        bounds={"float32": Bound(derivative=5.3), "float64": Bound(4.0, 4.0, 16.0, 2e-15)},
+        bounds={"float64": Bound(4.0, 4.0, 16.0, 2e-15)},
     ),
     Activation(
         name="softplus",
@@ -616,7 +613,6 @@ ROWS: tuple[Activation, ...] = (
         reference=lambda v, beta, threshold: _split(
             beta * v > threshold, v, lambda v: v, lambda v: _softplus(beta * v) / beta
         ),
-        bounds={"float32": Bound(forward=2.3)},
     ),
     Activation(
         name="sigmoid",
@@ -638,7 +634,6 @@ ROWS: tuple[Activation, ...] = (
         replaces="torch.nn.functional.logsigmoid",
         reference=lambda v: -_softplus(-v),
         init="sigmoid",
-        bounds={"float32": Bound(forward=2.3)},
     ),
     Activation(
         name="tanh",

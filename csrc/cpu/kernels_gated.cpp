@@ -39,6 +39,17 @@ void gated_run(const GatedRun& run) {
   if (run.stream) stream_fence();
 }
 
+// a f(x) and b f'(x)
+template <class F, class V>
+FUSEDACT_INLINE ValueAndSlope<V> times_both(const F& f, V x, V a, V b) {
+  if constexpr (requires { f.value_and_slope(x); }) {
+    auto [value, slope] = f.value_and_slope(x);
+    return {a * value, b * slope};
+  } else {
+    return {a * f.forward(x), gradient(f, b, x)};
+  }
+}
+
 template <template <class> class A, class V>
 void gated_backward_run(const GatedBackwardRun& run) {
   using T = typename V::scalar;
@@ -54,8 +65,7 @@ void gated_backward_run(const GatedBackwardRun& run) {
       V g = gate.read(at, width) + V(along<T>(run.gate_bias, i, width));
       V v = value.read(at, width) + V(along<T>(run.value_bias, i, width));
       V x = changes.argument(g);
-      V of_value = incoming * f.forward(x);
-      V of_gate = gradient(f, incoming * changes.factor(v), x);
+      auto [of_value, of_gate] = times_both(f, x, incoming, incoming * changes.factor(v));
       if (changes.any) of_value = of_value * changes.scale;
       if (changes.limited) {  // as torch.clamp: the limits pass the gradient, NaN does not
         of_value = select((v >= changes.low) & (v <= changes.high), of_value, V(0));
