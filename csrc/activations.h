@@ -346,7 +346,10 @@ struct silu : Plain<> {
   explicit silu(const double*) {}
   FUSEDACT_FN V forward(V x) const { return times_sigmoid(x); }
   FUSEDACT_FN V derivative(V x) const { return times_sigmoid_derivative(x); }
-  FUSEDACT_FN V second(V x) const { return times_sigmoid_second(Two<V>{x, V(0)}, Two<V>{x, V(0)}, V(1), V(0)); }
+  FUSEDACT_FN V second(V x) const {
+    Two<V> t{x, V(0)};
+    return times_sigmoid_second(t, t, V(1), V(0));
+  }
 };
 
 // x sigma(beta x), beta a scalar or a tensor that learns.
@@ -363,7 +366,7 @@ struct swish : Plain<1> {
   }
   FUSEDACT_FN V second(V x) const {
     Two<V> t = two_scaled(beta, x);
-    return beta.hi * times_sigmoid_second(t, t, V(1), V(0));
+    return times_sigmoid_second(t, t, beta.hi, V(0));
   }
   FUSEDACT_FN V weight_derivative(V x) const {
     V t = beta.hi * x;
@@ -485,15 +488,15 @@ struct gelu_tanh : Plain<> {
   FUSEDACT_FN static Two<V> argument(V x) {
     return odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17), two_constant<V>(c3, -4.1218577217431828e-18));
   }
-  FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, argument(x)); }
-  FUSEDACT_FN V derivative(V x) const {
-    Two<V> w = odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17),
-                         two_constant<V>(0.21406444881780073, 1.5122146425849085e-18));
-    return times_sigmoid_derivative(x, argument(x), w);
+  FUSEDACT_FN static Two<V> argument_slope(V x) {  // times x
+    return odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17),
+                     two_constant<V>(0.21406444881780073, 1.5122146425849085e-18));
   }
+  FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, argument(x)); }
+  FUSEDACT_FN V derivative(V x) const { return times_sigmoid_derivative(x, argument(x), argument_slope(x)); }
   FUSEDACT_FN V second(V x) const {
     V square = x * x;
-    V y = times_sigmoid_second(Two<V>{x, V(0)}, argument(x), V(c1) + V(3 * c3) * square, V(6 * c3) * x);
+    V y = times_sigmoid_second(argument(x), argument_slope(x), fma(V(3 * c3), square, V(c1)), V(6 * c3) * square);
     return select(square > V(1e6), V(0), y);  // there the slope of sigma is 0, and what it multiplies overflows
   }
 };

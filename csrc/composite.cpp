@@ -118,10 +118,10 @@ Composite sigmoid_second(const Composite& t) {
   Composite s = sigmoid(t), r = sigmoid(Composite(0) - t);
   return s * r * (r - s);
 }
-Composite times_sigmoid_second(const Two<Composite>& x, const Two<Composite>& t, const Composite& t1,
-                               const Composite& t2) {
+Composite times_sigmoid_second(const Two<Composite>& t, const Two<Composite>& w, const Composite& slope,
+                               const Composite& bend) {
   Composite s = sigmoid(t.hi), r = sigmoid(Composite(0) - t.hi);
-  return s * r * (Composite(2) * t1 + x.hi * ((r - s) * t1 * t1 + t2));
+  return s * r * (slope * (Composite(2) + w.hi * (r - s)) + bend);
 }
 // With s = sigma(x), r = sigma(-x): tanh(softplus x) = s (1 + r) / (1 + r^2), and 1 minus its square 4 r^2 / (1 + r^2)^2.
 Composite mish_second(const Composite& x) {

@@ -253,46 +253,23 @@ struct table<double> {
                                      0.1111111118270441,   0.090909052916907013, 0.0769242263286537,
                                      0.066646016794800936, 0.059039953136005671, 0.051467896048737229,
                                      0.048921143959487053, 0.057865035808952608};
-  // e^(a^2 / 2) Q(a) and e^(a^2 / 2) (Q(a) - a phi(a)) / (root - a) as P / Q on [0, 39], 1.6e-17 and 4.3e-17
-  static constexpr double tail_limit = 39.0;
-  static constexpr double tail_p[] = {0.5,
-                                      0.82798264539821409,
-                                      0.67970017965989793,
-                                      0.35741581044678089,
-                                      0.13208122600981556,
-                                      0.035679798002107015,
-                                      0.0071258101678992568,
-                                      0.0010402281565510044,
-                                      0.00010663465487499769,
-                                      6.9807092641083885e-6,
-                                      2.2436117024607383e-7};
-  static constexpr double tail_q[] = {1.0,
-                                      2.4538498515992937,
-                                      2.8172892704392671,
-                                      2.0017398275607099,
-                                      0.9803047569938288,
-                                      0.34841132271826203,
-                                      0.092008460019578936,
-                                      0.018127925898364285,
-                                      0.0026249633526999766,
-                                      0.0002678558310151033,
-                                      1.7498043218422348e-5,
-                                      5.6239005306798067e-7};
-  static constexpr double slope_p[] = {0.66507799513143429,   1.3301959770057508,    1.2803528667907771,
-                                       0.77118297937756664,   0.32018254140706864,   0.095588698942208922,
-                                       0.020796003956570951,  0.0032638443242661891, 0.00035521227571333203,
-                                       2.4369376565093448e-5, 8.0851656500054922e-7};
-  static constexpr double slope_q[] = {1.0,
-                                       2.2656732547316616,
-                                       2.3802163332780615,
-                                       1.5302325424749164,
-                                       0.66842665999153084,
-                                       0.20792791923728479,
-                                       0.046821723229543519,
-                                       0.0075714218197615053,
-                                       0.00084648862279920365,
-                                       5.9561349677087309e-5,
-                                       2.0266504823377609e-6};
+  // (a + 4) e^(a^2 / 2) Q(a) and e^(a^2 / 2) (Q(a) - a phi(a)) / (root - a) on [0, 39] in (a - 4) / (a + 4), where they
+  // hardly vary and the last steps round alone; 3.1e-17 and 1.2e-17
+  static constexpr double tail_limit = 39.0, tail_centre = 4.0;
+  static constexpr double tail[] = {
+      0.75528513041575152,    -0.60789664197189208,    0.38713740074221442,    -0.1865218579596615,
+      0.060396574890830487,   -0.0075401889665405184,  -0.0034796923639404424, 0.0016308184544494154,
+      0.00013334426652789928, -0.00023109491019571613, -1.9079275752047924e-6, 3.514458822819835e-5,
+      7.1522104831788115e-7,  -5.9200337123042673e-6,  -6.2569101273040255e-7, 1.0218445352146705e-6,
+      2.6470297258710417e-7,  -1.5652141919173257e-7,  -7.7593312189781496e-8, 1.5991497443650043e-8,
+      1.475236699103655e-8,   -3.0959737969176656e-10, -1.2101801227014614e-9};
+  static constexpr double slope[] = {0.46221124404957531,     -0.10336589852195695,    0.060462936767850445,
+                                     -0.028083359953049714,   0.009504950375121583,    -0.001788260541147249,
+                                     -0.00015461331325069964, 0.00018577577307532159,  -1.7477210575765116e-5,
+                                     -1.8034924574161786e-5,  3.5388812898532624e-6,   2.2166600699350581e-6,
+                                     -4.9211169181074454e-7,  -3.4910753943766341e-7,  5.2312086574433677e-8,
+                                     6.2718266154030683e-8,   -7.2675301985527246e-10, -1.066108173663437e-8,
+                                     -1.6366202357758201e-9,  1.1941079193310962e-9,   3.8057211083592081e-10};
 };
 
 // (x - tanh x) / x^3 in x^2 on [0, 1], 5.6e-17; used in float64 only
@@ -436,17 +413,17 @@ FUSEDACT_FN V sigmoid_second(V t) {
   y = fma(y, V(-3) * lost / d, y);
   return select(t < V(0), -y, y);
 }
-// The second derivative of x sigma(t(x)), with t' and t''. It is z ((a - b) + z (a + b)) / (1 + z)^3 with a = 2 t' + x t''
-// and b = |x| t'^2, where only a - b cancels at the root, and that is nearly exact there.
+// The second derivative of x sigma(t(x)), with slope = t', w = x t' and bend = x t''. It is z (near + z far) / (1 + z)^3 with
+// near, far = t' (2 -+ |w|) + x t'', where only near cancels at the root, and what it loses there is little.
 template <class V>
-FUSEDACT_FN V times_sigmoid_second(Two<V> x, Two<V> t, V t1, V t2) {
+FUSEDACT_FN V times_sigmoid_second(Two<V> t, Two<V> w, V slope, V bend) {
   using K = table<scalar_t<V>>;
   auto negative = t.hi < V(0);
   V scaled = exp_scaled(negative_abs(t.hi), select(negative, t.lo, -t.lo)), z = scaled * V(K::unscale);
-  V square = select(negative, -t1, t1) * t1, d = V(1) + z;
-  V a = fma(x.hi, t2, t1 + t1), b = x.hi * square, b_lo = fma(x.lo, square, fma_exact(x.hi, square, -b));
-  V y = scaled * fma(z, a + b, (a - b) - b_lo) / (d * d * d) * V(K::unscale);
-  return select(scaled > V(0), y, scaled);  // b may be infinite where z is 0
+  V size = select(negative, -w.hi, w.hi), rest = select(negative, -w.lo, w.lo), d = V(1) + z;
+  V near = fma(slope, (V(2) - size) - rest, bend), far = fma(slope, V(2) + size, bend);
+  V y = scaled * fma(z, far, near) / (d * d * d) * V(K::unscale);
+  return select(scaled > V(0), y, scaled);  // w may be infinite where z is 0
 }
 
 // Where e^-|t| times something may be subnormal, |t| > plain: z travels times 2^scale until the last product.
@@ -618,19 +595,19 @@ template <class V>
 FUSEDACT_COLD V times_normal_cdf_tail(const V& x) {
   using K = table<scalar_t<V>>;
   V a = abs(x);
-  Two<V> t = minus_half_square(a);
-  if constexpr (requires { K::short_limit; }) {  // a Q(a) = e^(-a^2 / 2) P(1 / a^2)
-    V tail = times_exp_scaled(Two<V>{polynomial<K::tail_far>(V(1) / (a * a)), V(0)}, t.hi, t.lo);
-    V y = fma(tail, V(-K::unscale), at_least(x, V(0)));
-    return y + at_most(x, V(0)) * V(0);  // f(-inf) is NaN, as PyTorch has it
+  Two<V> t = minus_half_square(a), factor;  // a Q(a) = e^t factor
+  if constexpr (requires { K::short_limit; }) {
+    factor = {polynomial<K::tail_far>(V(1) / (a * a)), V(0)};
   } else {
-    V bounded = at_most(a, V(K::tail_limit));
-    V ratio = polynomial<K::tail_p>(bounded) / polynomial<K::tail_q>(bounded);
-    V tail = times_exp_scaled(Two<V>{ratio, V(0)}, t.hi, t.lo);
-    auto negative = x < V(0);
-    V p = select(negative, tail, fma(tail, V(-K::unscale), V(1)));
-    return x * p * select(negative, V(K::unscale), V(1));
+    V bounded = at_most(a, V(K::tail_limit)), d = bounded + V(K::tail_centre), inverse = V(1) / d;
+    V ratio = polynomial<K::tail>((bounded - V(K::tail_centre)) * inverse);
+    V lost = bounded - (d - V(K::tail_centre)), rest = fma(-inverse, lost, fma_exact(-inverse, d, V(1)));
+    Two<V> q = two_product(ratio, inverse);
+    factor = two_product(q.hi, bounded);
+    factor.lo = fma(fma(q.hi, rest, q.lo), bounded, factor.lo);
   }
+  V y = fma(times_exp_scaled(factor, t.hi, t.lo), V(-K::unscale), at_least(x, V(0)));
+  return y + at_most(x, V(0)) * V(0);  // f(-inf) is NaN, as PyTorch has it
 }
 template <class V>
 FUSEDACT_FN V times_normal_cdf(V x) {
@@ -675,8 +652,9 @@ FUSEDACT_COLD V times_normal_cdf_derivative_tail(const V& x) {
   if constexpr (requires { K::short_limit; }) {
     factor = two_product(polynomial<K::slope_far>(V(1) / (a * a)), at_most(a, V(16)));
   } else {
-    V bounded = at_most(a, V(K::tail_limit));
-    factor = two_product(polynomial<K::slope_p>(bounded) / polynomial<K::slope_q>(bounded), root_minus(bounded));
+    V bounded = at_most(a, V(K::tail_limit)), inverse = V(1) / (bounded + V(K::tail_centre));
+    V ratio = polynomial<K::slope>((bounded - V(K::tail_centre)) * inverse);
+    factor = two_product(ratio, root_minus(bounded));
   }
   V left = times_exp_scaled(factor, t.hi, t.lo) * V(K::unscale);
   return fma(x, V(0), select(x < V(0), left, V(1) - left));  // infinite x: NaN, as the product rule has it

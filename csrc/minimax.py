@@ -43,21 +43,28 @@ def slope_far(s: mp.mpf) -> mp.mpf:
     return s * tail_far(s) - 1 / SQRT2PI
 
 
+def folded(a: float) -> mp.mpf:
+    """(a - 4) / (a + 4): the positive numbers on [-1, 1]."""
+    return (mp.mpf(a) - 4) / (mp.mpf(a) + 4)
+
+
+def unfolded(t: mp.mpf) -> mp.mpf:
+    return 4 * (1 + t) / (1 - t)
+
+
 ROOT = mp.findroot(slope, 0.7517915)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """f(x) ~ P(x) / Q(x) on [lo, hi], relative error; nodes crowd towards lo by `k` when the range is long."""
+    """f(x) ~ P(x) on [lo, hi], relative error."""
 
     name: str
     f: Callable[[mp.mpf], mp.mpf]
     lo: mp.mpf
     hi: mp.mpf
-    p: int  # degree of P
-    q: int = 0  # degree of Q; 0: a polynomial
+    degree: int
     dtype: str = "float"
-    k: float = 0.0  # nodes are Chebyshev's in t = (x - k) / (x + k) if k > 0
     weight: Callable[[mp.mpf], mp.mpf] | None = None  # of the error; 1 / f if None
 
 
@@ -70,11 +77,11 @@ def log1p_rest(z: mp.mpf) -> mp.mpf:
     return (mp.log1p(z) - z) / z**2 if z > 0 else mp.mpf(-1) / 2
 
 
-def centre(f: Callable[[mp.mpf], mp.mpf]) -> mp.mpf:
-    """The float nearest to 2 at which f is very nearly a float too: rounding the first coefficient costs nothing."""
+def centre(f: Callable[[mp.mpf], mp.mpf], near: int = 2) -> mp.mpf:
+    """The float nearest to `near` at which f is very nearly one too: rounding the first coefficient costs nothing."""
     step = mp.mpf(2) ** -22
     for i in range(10000):
-        c = 2 + (i // 2 if i % 2 else -(i // 2)) * step
+        c = near + (i // 2 if i % 2 else -(i // 2)) * step
         if abs(f(c) / to_dtype(f(c), "float") - 1) < mp.mpf(10) ** -10:
             return c
     raise ArithmeticError("no centre found")
@@ -109,67 +116,59 @@ def exp_weight(r: mp.mpf) -> mp.mpf:
 
 
 HALF_LN2 = mp.log(2) / 2 * mp.mpf("1.002")  # a little more: the reduction may round to the neighbour
-TAIL_CENTRE, SLOPE_CENTRE = centre(tail_lifted), centre(slope_over_root)
+TAIL_CENTRE, SLOPE_CENTRE, MILLS_CENTRE = centre(tail_lifted), centre(slope_over_root), centre(tail, near=3)
 FITS = [
     Fit("exp", exp_series, -HALF_LN2, HALF_LN2, 4, weight=exp_weight),
     Fit("exp", exp_series, -HALF_LN2, HALF_LN2, 10, dtype="double"),
     Fit("log1p_short", log1p_rest, mp.mpf(0), mp.mpf(1), 9),
     Fit("log1p", log1p_series, mp.mpf(0), mp.mpf(1) / 9, 10, dtype="double"),
     Fit("tanhshrink", tanhshrink_series, mp.mpf(0), mp.mpf(1), 16, dtype="double"),
-    Fit("normal_tail", tail, mp.mpf(0), mp.mpf(39), 10, 11, dtype="double", k=3.0),
-    Fit("gelu_slope", slope_over_root, mp.mpf(0), mp.mpf(39), 10, 10, dtype="double", k=3.0),
+    Fit("tail", lambda t: tail(unfolded(t)) * (unfolded(t) + 4), mp.mpf(-1), folded(39), 22, dtype="double"),
+    Fit("slope", lambda t: slope_over_root(unfolded(t)), mp.mpf(-1), folded(39), 20, dtype="double"),
     Fit("tail_short", lambda t: tail_lifted(TAIL_CENTRE + t), -TAIL_CENTRE, 5 - TAIL_CENTRE, 13),
     Fit("tail_far", tail_far, mp.mpf(0), mp.mpf(1) / 16, 7),
     Fit("slope_far", slope_far, mp.mpf(0), mp.mpf(1) / 16, 6),
     Fit("slope_short", lambda t: slope_over_root(SLOPE_CENTRE + t), -SLOPE_CENTRE, 5 - SLOPE_CENTRE, 12),
+    Fit("mills_short", lambda t: tail(MILLS_CENTRE + t), -MILLS_CENTRE, 5 - MILLS_CENTRE, 15),
     # For results that will be rounded to 16 bits.
     Fit("exp_brief", exp_series, -HALF_LN2, HALF_LN2, 3, weight=exp_weight),
     Fit("log1p_brief", log1p_rest, mp.mpf(0), mp.mpf(1), 5, weight=log1p_weight),
     Fit("tail_brief", lambda t: tail_lifted(2 + t), mp.mpf(-2), mp.mpf(3), 9),
+    Fit("mills_brief", lambda t: tail(2 + t), mp.mpf(-2), mp.mpf(3), 11),
     Fit("slope_brief", lambda t: slope_over_root(2 + t), mp.mpf(-2), mp.mpf(3), 9),
 ]
 
 
 def nodes(fit: Fit, count: int) -> list[mp.mpf]:
     cheb = [mp.cos(mp.pi * (mp.mpf(2) * i + 1) / (2 * count)) for i in range(count)]
-    if not fit.k:
-        return [(fit.lo + fit.hi) / 2 + (fit.hi - fit.lo) / 2 * c for c in cheb]
-    k = mp.mpf(fit.k)
-    t0, t1 = (fit.lo - k) / (fit.lo + k), (fit.hi - k) / (fit.hi + k)
-    ts = [(t0 + t1) / 2 + (t1 - t0) / 2 * c for c in cheb]
-    return [k * (1 + t) / (1 - t) for t in ts]
+    return [(fit.lo + fit.hi) / 2 + (fit.hi - fit.lo) / 2 * c for c in cheb]
 
 
-def solve(fit: Fit, fixed: dict[int, mp.mpf], rounds: int, start: list[mp.mpf] | None = None) -> list[mp.mpf]:
-    """Coefficients p0..pp, q1..qq (q0 = 1); those in `fixed` are kept. `start` gives the first weights."""
-    width = fit.p + 1 + fit.q
+def solve(fit: Fit, fixed: dict[int, mp.mpf], rounds: int) -> list[mp.mpf]:
+    """The coefficients; those in `fixed` are kept."""
+    width = fit.degree + 1
     xs = nodes(fit, 6 * width)
     fs = [fit.f(x) for x in xs]
+    scales = [fit.weight(x) if fit.weight else 1 / f for x, f in zip(xs, fs, strict=True)]
     free = [j for j in range(width) if j not in fixed]
     lawson = [mp.mpf(1)] * len(xs)
-    denominator = [bottom(fit, start, x) if start else mp.mpf(1) for x in xs]
     best: tuple[mp.mpf, list[mp.mpf]] | None = None
     for _ in range(rounds):
         rows, rhs = [], []
-        for x, f, w, d in zip(xs, fs, lawson, denominator, strict=True):
-            scale = mp.sqrt(w) * (fit.weight(x) if fit.weight else 1 / f) / d
-            row = [x**j * scale for j in range(fit.p + 1)] + [-f * x**j * scale for j in range(1, fit.q + 1)]
+        for x, f, w, scale in zip(xs, fs, lawson, scales, strict=True):
+            row = [x**j * scale * mp.sqrt(w) for j in range(width)]
             rows.append([row[j] for j in free])
-            rhs.append(f * scale - sum(row[j] * c for j, c in fixed.items()))
+            rhs.append(f * scale * mp.sqrt(w) - sum(row[j] * c for j, c in fixed.items()))
         if free:
             a, b = mp.matrix(rows), mp.matrix(rhs)
             x = mp.lu_solve(a.T * a, a.T * b)
             coef = [fixed[j] if j in fixed else x[free.index(j)] for j in range(width)]
         else:
             coef = [fixed[j] for j in range(width)]
-        errors = [
-            abs(evaluate(fit, coef, x) - f) * (fit.weight(x) if fit.weight else 1 / abs(f))
-            for x, f in zip(xs, fs, strict=True)
-        ]
+        errors = [abs(evaluate(coef, x) - f) * abs(scale) for x, f, scale in zip(xs, fs, scales, strict=True)]
         worst = max(errors)
         if best is None or worst < best[0]:
             best = worst, coef
-        denominator = [bottom(fit, coef, x) for x in xs]
         total = sum(w * e for w, e in zip(lawson, errors, strict=True))
         lawson = [w * e / total * len(xs) + mp.mpf(10) ** -12 for w, e in zip(lawson, errors, strict=True)]
         if not free:
@@ -178,27 +177,22 @@ def solve(fit: Fit, fixed: dict[int, mp.mpf], rounds: int, start: list[mp.mpf] |
     return best[1]
 
 
-def bottom(fit: Fit, coef: list[mp.mpf], x: mp.mpf) -> mp.mpf:
-    return 1 + sum(c * x ** (j + 1) for j, c in enumerate(coef[fit.p + 1 :]))
-
-
-def evaluate(fit: Fit, coef: list[mp.mpf], x: mp.mpf) -> mp.mpf:
-    return sum(c * x**j for j, c in enumerate(coef[: fit.p + 1])) / bottom(fit, coef, x)
+def evaluate(coef: list[mp.mpf], x: mp.mpf) -> mp.mpf:
+    return sum(c * x**j for j, c in enumerate(coef))
 
 
 def fit_rounded(fit: Fit) -> tuple[list[mp.mpf], mp.mpf, mp.mpf]:
     ideal = solve(fit, {}, 30)
     fixed: dict[int, mp.mpf] = {}
-    order = [*range(fit.p + 1, fit.p + 1 + fit.q), *range(fit.p + 1)]  # the denominator first, then p0, p1, ...
     coef = ideal
-    for j in order:
+    for j in range(fit.degree + 1):
         fixed[j] = to_dtype(coef[j], fit.dtype)
-        coef = solve(fit, fixed, 4, coef)
+        coef = solve(fit, fixed, 4)
     xs = nodes(fit, 997)
 
     def worst(c: list[mp.mpf]) -> mp.mpf:
         weight = fit.weight or (lambda x: 1 / fit.f(x))
-        return max(abs((evaluate(fit, c, x) - fit.f(x)) * weight(x)) for x in xs)
+        return max(abs((evaluate(c, x) - fit.f(x)) * weight(x)) for x in xs)
 
     return coef, worst(ideal), worst(coef)
 
@@ -211,10 +205,9 @@ def main(names: list[str]) -> None:
         coef, ideal, rounded = fit_rounded(fit)
         print(f"// {fit.name}, {fit.dtype}: relative error {mp.nstr(ideal, 3)}, rounded {mp.nstr(rounded, 3)}")
         digits = 9 if fit.dtype == "float" else 17
-        for label, part in (("P", coef[: fit.p + 1]), ("Q", [mp.mpf(1), *coef[fit.p + 1 :]])):
-            if label == "P" or fit.q:
-                print(f"{label}: " + ", ".join(mp.nstr(c, digits) + suffix[fit.dtype] for c in part))
-    print(f"// centres: tail {mp.nstr(TAIL_CENTRE, 12)}, slope {mp.nstr(SLOPE_CENTRE, 12)}")
+        print(", ".join(mp.nstr(c, digits) + suffix[fit.dtype] for c in coef))
+    centres = {"tail": TAIL_CENTRE, "slope": SLOPE_CENTRE, "mills": MILLS_CENTRE}
+    print("// centres: " + ", ".join(f"{name} {mp.nstr(c, 12)}" for name, c in centres.items()))
     root = to_dtype(ROOT, "float")
     print(f"// root of GELU' at -{mp.nstr(ROOT, 40)}: float {mp.nstr(root, 9)} + {mp.nstr(ROOT - root, 9)}")
     root = to_dtype(ROOT, "double")
