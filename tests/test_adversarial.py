@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import pytest
+import random_operators
 import torch
 from cases import ROWS, call, reference
 from hypothesis import HealthCheck, assume, given, settings
@@ -144,6 +145,19 @@ def test_out_is_right_or_refused(drawn: Any, kind: str) -> None:
         return
     assert kind in ("same", "shifted")
     assert same(out, wanted)
+
+
+@pytest.mark.parametrize("operator", [*random_operators.OPERATORS, "aliased"])
+def test_random_calls_of_an_operator(operator: str) -> None:
+    """The first of what `python tests/random_operators.py --count N` draws without end."""
+    judged = 0
+    for seed in range(1, 51):
+        try:
+            assert random_operators.attempt(seed, operator) is None, f"--only {operator} --seed {seed} --count 1"
+        except random_operators.UndecidedError:
+            continue
+        judged += 1
+    assert judged > 40
 
 
 LIMITS = [0, -0.0, 1, -1, 1e-320, 1e308, -1e308, math.inf, -math.inf, math.nan, 10**40, "1", None, True, [1.0], 1 + 2j]
