@@ -135,7 +135,9 @@ def blocks_library(only: Only, units: int = 2048) -> tuple[Path, list[str]]:
     """The same of the operators around an activation."""
     names = _names(only)
     kernels = [(file, s, some) for s, some in names.items() for file in ("gated", "epilogue")]
-    kernels += [(file, "float64", ["identity"]) for file in ("dropout_mask", "fold", "softmax", "maxout", "cells")]
+    kernels += [
+        (file, "float64", ["identity"]) for file in ("dropout_mask", "fold", "softmax", "maxout", "cells", "statistics")
+    ]
     hosts = [CUDA / "gated.cpp", CUDA / "epilogue.cpp", HERE / "ptx_launch_blocks.cpp"]
     return _linked("blocks", kernels, hosts, units)
 
@@ -330,6 +332,17 @@ GruBackwardArgs = _args(
 )
 
 
+class Counts(ctypes.Structure):
+    _fields_ = [
+        ("zones", ctypes.POINTER(ctypes.c_double)),
+        ("zone_count", ctypes.c_int64),
+        *_pointers("sums", "histogram"),
+    ]
+
+
+StatisticsArgs = _args(*_SHAPED, *_pointers("x"), ("bias", Vector), *_pointers("y"), ("counts", Counts))
+
+
 # ---- the device -----------------------------------------------------------------------------------------------------
 
 
@@ -361,6 +374,8 @@ class Device:
         for of in ("", "double_", "gated_", "epilogue_", "softmax_", "maxout_", "lstm_", "gru_"):
             if hasattr(self.lib, f"{of}backward_bytes"):
                 getattr(self.lib, f"{of}backward_bytes").restype = ctypes.c_int64
+        if hasattr(self.lib, "statistics_bytes"):
+            self.lib.statistics_bytes.restype = ctypes.c_int64
 
     def set(self, sms: int = 108, **options: Any) -> Device:
         """How many multiprocessors there are (one makes few blocks that take many turns), and ptxrun's options."""
@@ -575,6 +590,32 @@ class Device:
         dropout = call.dropout((seed, p))
         mask = call.take("mask", (count,), dtype)
         self.lib.run_dropout_mask(ctypes.byref(dropout), DTYPE[dtype], ctypes.c_void_p(mask), ctypes.c_int64(count))
+        return call.done()
+
+    def statistics(
+        self,
+        x: Tensor | None,
+        y: Tensor | None,
+        shape: tuple[int, int, int],
+        sums: Tensor,
+        histogram: Tensor | None = None,
+        bias: Tensor | None = None,
+        zones: Sequence[float] = (),
+        shift: int = 0,
+    ) -> Run:
+        """cuda::statistics; results "sums" and, if given, "histogram", with what has been counted added."""
+        call = _Call(self.runtime, shift)
+        args = StatisticsArgs(shape=Shape(*shape), dtype=DTYPE[(y if x is None else x).dtype])
+        args.x, args.y = (None if t is None else call.give(t) for t in (x, y))
+        args.bias = call.vector(bias, "channel")
+        args.counts.zones = call.scalars(zones, 1.0, None).params
+        args.counts.zone_count = len(zones) // 2
+        for name, into in (("sums", sums), ("histogram", histogram)):
+            if into is not None:
+                setattr(args.counts, name, call.give(into, 0))
+                call.taken[name] = call.given
+        room = call.workspace(self.lib.statistics_bytes(ctypes.byref(args)))
+        self.lib.run_statistics(ctypes.byref(args), room)
         return call.done()
 
     def pass_of(self, name: str, args: Any, shift: int = 0, **tensors: Any) -> Run:

@@ -5,6 +5,7 @@
 #include "../csrc/maxout/kernels.h"
 #include "../csrc/registry.h"
 #include "../csrc/softmax/kernels.h"
+#include "../csrc/statistics/kernels.h"
 
 using namespace fusedact;
 
@@ -44,6 +45,8 @@ void run_lstm_backward(const LstmBackwardArgs* a, void* workspace) {
   cuda::lstm_cell_act_backward(*a, workspace, nullptr);
 }
 void run_gru(const GruArgs* a) { cuda::gru_cell_act(*a, nullptr); }
+int64_t statistics_bytes(const StatisticsArgs* a) { return cuda::workspace_bytes(*a); }
+void run_statistics(const StatisticsArgs* a, void* workspace) { cuda::statistics(*a, workspace, nullptr); }
 int64_t gru_backward_bytes(const GruBackwardArgs* a) { return cuda::workspace_bytes(*a); }
 void run_gru_backward(const GruBackwardArgs* a, void* workspace) {
   cuda::gru_cell_act_backward(*a, workspace, nullptr);

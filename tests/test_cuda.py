@@ -272,6 +272,19 @@ def test_blocks_gradcheck(block: str) -> None:
 
 
 @dtypes
+def test_a_product_that_adds_the_bias_itself(dtype: torch.dtype) -> None:
+    """The bias alone is cuBLASLt's; whatever follows it is not, for NaN must come through."""
+    x, w, b = (torch.randn(size, device="cuda").to(dtype) for size in ((33, 64), (72, 64), (72,)))
+    assert torch.equal(fusedact.linear_act(x, w, b, "identity"), torch.nn.functional.linear(x, w, b))
+    x[3, 2] = b[5] = torch.nan
+    wanted = torch.zeros(33, 72, dtype=torch.bool, device="cuda")
+    wanted[3], wanted[:, 5] = True, True
+    for name in ("identity", "relu", "gelu_tanh"):
+        y = fusedact.linear_act(x, w, b, name)
+        assert torch.equal(y.isnan(), wanted)
+
+
+@dtypes
 def test_dropout_has_the_cpus_mask(dtype: torch.dtype) -> None:
     x, seed = torch.randn(33, 70).to(dtype), torch.tensor(1234567890123)
     call = ("gelu", (), -1, 1.0, None, None, 0.3)

@@ -63,6 +63,38 @@ def test_values(row: Activation) -> None:
     torch.testing.assert_close(got, reference(row, v), rtol=1e-12, atol=1e-12)
 
 
+PASSES = {  # what keeps the sum out of the product's own epilogue
+    "relu": {"activation": "relu"},
+    "gelu_tanh": {"activation": "gelu_tanh"},
+    "gain": {"gain": 2.0},
+    "clamp": {"clamp": (-1.0, 1.0)},
+    "save": {"save": "input"},
+}
+
+
+@pytest.mark.parametrize("why", ["nothing", *PASSES])
+def test_a_bias_alone_is_added_by_the_product(why: str) -> None:
+    """The same choice as on CUDA, where the product's epilogue is cuBLASLt's: no pass is queued after it."""
+    x, w, b = matrices(16, 8, 16, torch.float32)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        y = fusedact.linear_act(x, w, b, **{"activation": "identity"} | PASSES.get(why, {}))
+    called = {event.name for event in seen.events()}
+    assert ("fusedact::bias_act_" in called) == (why in PASSES)
+    assert "aten::_addmm_activation" not in called
+    if why == "nothing":
+        assert torch.equal(y, F.linear(x, w, b))
+
+
+@pytest.mark.parametrize("name", ["identity", "relu", "gelu_tanh"])
+def test_nan_goes_through_the_product(name: str) -> None:
+    x, w, b = matrices(16, 8, 16, torch.float32)
+    x[3, 2] = b[5] = torch.nan
+    y = fusedact.linear_act(x, w, b, name)
+    wanted = torch.zeros(16, 16, dtype=torch.bool)
+    wanted[3], wanted[:, 5] = True, True
+    assert torch.equal(y.isnan(), wanted)
+
+
 @floats
 @pytest.mark.parametrize("shape", SHAPES + LARGE, ids=str)
 @pytest.mark.parametrize("name", ["identity", "relu", "gelu", "tanh", "softplus"])

@@ -34,6 +34,7 @@ from ptx import (
 from test_ptx import ALL, as_on_cpu, clean, same, sampled, scalars, special
 from torch import Tensor
 
+from fusedact.health.statistics import BINS, COUNTED, empty_sums
 from fusedact.registry import get
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -550,6 +551,75 @@ def test_gru(dtype: torch.dtype, count: int, hidden: int) -> None:
         if of is not None:
             near(run["grad_input_bias"], run["grad_input_gates"], (count, 3 * hidden, 1))
             near(run["grad_hidden_bias"], run["grad_hidden_gates"], (count, 3 * hidden, 1))
+
+
+# ---- statistics -----------------------------------------------------------------------------------------------------
+
+# Rows that stand still and columns of channels, one channel, pieces of a row, several groups of rows.
+COUNTED_SHAPES = [*SHAPES, (1, 1, 1), (1, 1, 9000), (600, 1, 3), (1100, 40, 1), (1, 2, 9000)]
+ZONES = (-math.inf, -1.0, 0.25, 0.5)
+
+
+def numbers(count: int, dtype: torch.dtype) -> Tensor:
+    """Multiples of 1/64: with a bias of such their sums are exact, and a few are no numbers."""
+    x = (torch.randn(count) * 200).round().div(64)
+    x[::131], x[7::97], x[11::89] = math.nan, math.inf, -math.inf
+    return x.to(dtype)
+
+
+@shifts
+@pytest.mark.parametrize("shape", COUNTED_SHAPES, ids=str)
+@dtypes
+def test_statistics(dtype: torch.dtype, shape: tuple[int, int, int], shift: int, units: int) -> None:
+    """What the CPU counts: whole numbers alike, sums as well as float64 adds them up; added to what is there."""
+    on, n = device(dtype, "identity", units), math.prod(shape)
+    x, y, bias = numbers(n, dtype), numbers(n, dtype).relu(), numbers(shape[1] + 7, dtype)[1:-6].nan_to_num(0.5, 1, 2)
+    for given in ((x, bias, y), (x, None, None), (None, None, y)):
+        sums, bins = empty_sums(shape[1]), torch.zeros(BINS, dtype=torch.float64)
+        on_cpu = sums.clone(), bins.clone()
+        for _ in range(2):
+            run = clean(on.statistics(given[0], given[2], shape, sums, bins, given[1], ZONES, shift))
+            sums, bins = run["sums"], run["histogram"]
+            shaped = (
+                given[0] if given[0] is None else x.view(shape),
+                given[1],
+                given[2] if given[2] is None else y.view(shape),
+            )
+            torch.ops.fusedact.statistics_(*on_cpu, *shaped, 1, ZONES)
+        for row, (got, cpu) in enumerate(zip(sums, on_cpu[0], strict=True)):
+            exact = COUNTED[row] not in ("sum", "squares")
+            limit = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-12, "atol": 1e-9}
+            torch.testing.assert_close(got, cpu, equal_nan=True, **limit, msg=lambda m, r=row: f"{COUNTED[r]}: {m}")
+        assert torch.equal(bins, on_cpu[1])
+
+
+@dtypes
+def test_statistics_have_the_same_bits_on_a_small_device(dtype: torch.dtype) -> None:
+    shape, x = (300, 300, 1), sampled(dtype, 90_000)
+    runs = []
+    for options in ({"sms": 1, "shuffle": True, "seed": 1}, {"sms": 108}):
+        on = device(dtype, "identity", **options)
+        bins = torch.zeros(BINS, dtype=torch.float64)
+        runs.append(clean(on.statistics(x, x.relu(), shape, empty_sums(300), bins, zones=ZONES)))
+    assert runs[0].launches[0].grid[0] <= 32
+    for result in ("sums", "histogram"):
+        same(runs[0][result], runs[1][result])
+
+
+@dtypes
+def test_statistics_read_each_byte_once(dtype: torch.dtype) -> None:
+    shape, n = (16, 512, 1), 8192
+    x, bins = sampled(dtype, n), torch.zeros(BINS, dtype=torch.float64)
+    run = clean(device(dtype, "identity", units=1).statistics(x, x.relu(), shape, empty_sums(512), bins, zones=ZONES))
+    read = [r for r in run.launches[0].result.traffic() if r["space"] == "global" and r["kind"] == "load"]
+    assert {row["width"] for row in read} == {16}
+    assert sum(row["bytes"] for row in read) == 2 * n * x.element_size()
+
+
+@dtypes
+def test_statistics_of_nothing_launch_nothing(dtype: torch.dtype) -> None:
+    empty = torch.empty(0, dtype=dtype)
+    assert not device(dtype, "identity").statistics(empty, empty, (0, 4, 1), empty_sums(4)).launches
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=slow)], ids=["sample", "all"])

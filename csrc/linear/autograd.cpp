@@ -256,6 +256,8 @@ TORCH_LIBRARY_IMPL(fusedact, AutocastCPU, m) {
 }
 TORCH_LIBRARY_IMPL(fusedact, AutocastCUDA, m) {
   m.impl("linear_act", Flat<linear_act_autocast<c10::DispatchKey::AutocastCUDA, at::kCUDA>>::call);
+  m.impl("linear_act_statistics",
+         Flat<linear_act_statistics_autocast<c10::DispatchKey::AutocastCUDA, at::kCUDA>>::call);
 }
 
 TORCH_LIBRARY_IMPL(fusedact, FuncTorchBatched, m) {

@@ -108,6 +108,21 @@ void run_product(const void* context, const Tile& t, void* z, int64_t pitch) {
   at::mm_out(out, m.input.narrow(0, t.row, t.rows), m.weight.narrow(0, t.column, t.columns).t());
 }
 
+// Whether the product's own epilogue has the meaning of the pass after it: a bias alone, where backward does not read the
+// product without it. Of what cuBLASLt has beside that, RELU makes 0 of NaN, and GELU is 1 + tanh, whose digits are gone in
+// the tail (docs/cuda.md).
+bool in_product(const Tensor& input, const Tensor& weight, const OptTensor& bias, const Call& call) {
+  const bool added = !bias || (bias->scalar_type() == input.scalar_type() && bias->device() == input.device() &&
+                               bias->dim() == 1 && bias->size(0) == weight.size(0));
+  const bool alone = call.activation == "identity" && call.gain == 1.0 && !call.clamped();
+  return added && alone && (call.save == "auto" || call.save == "output");
+}
+
+// Without a bias that the pass is to add.
+Tensor product_for(const Tensor& input, const Tensor& weight, const OptTensor& bias, const Call& call) {
+  return at::linear(input, weight, in_product(input, weight, bias, call) ? bias : OptTensor());
+}
+
 Scalars scalars_of(const Call& call) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   return {call.params.data(), call.gain, call.clamp_min.value_or(-infinity), call.clamp_max.value_or(infinity),
@@ -128,7 +143,7 @@ Checked checked_cpu(const Tensor& input, const Tensor& weight, const OptTensor& 
 void check_counting(const Tensor& output, const Tensor& sums, const OptTensor& histogram, at::ArrayRef<double> zones,
                     const Call& call) {
   Reasons reasons;
-  fusedact::check_counting(reasons, output.sym_size(-1), sums, histogram, zones);
+  fusedact::check_counting(reasons, output.sym_size(-1), output.device(), sums, histogram, zones);
   reasons.raise_if_any(call.activation);
 }
 
@@ -172,8 +187,8 @@ Tensor linear_act_cpu(const Tensor& input, const Tensor& weight, const OptTensor
                       const Call& call) {
   auto [plan, y] = checked_cpu(input, weight, bias, param, call);
   if (torchs_own(input, y)) {
-    Tensor z = at::linear(input, weight);
-    bias_act_(z, bias, param, call);
+    Tensor z = product_for(input, weight, bias, call);
+    if (!in_product(input, weight, bias, call)) bias_act_(z, bias, param, call);
     return z;
   }
   forward(plan, input, weight, bias, param, call, y, {}, nullptr);
@@ -263,13 +278,13 @@ Gradients linear_act_backward_statistics_cpu(const Tensor& grad, const Tensor& s
 #if defined(FUSEDACT_CUDA)
 Checked checked_cuda(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
                      const Call& call) {
-  return checked(input, weight, bias, param, call, [&] { return at::linear(input, weight); });
+  return checked(input, weight, bias, param, call, [&] { return product_for(input, weight, bias, call); });
 }
 
 Tensor linear_act_cuda(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
                        const Call& call) {
   Tensor z = checked_cuda(input, weight, bias, param, call).output;
-  bias_act_(z, bias, param, call);
+  if (!in_product(input, weight, bias, call)) bias_act_(z, bias, param, call);
   return z;
 }
 
@@ -278,7 +293,7 @@ Saving linear_act_saving_cuda(const Tensor& input, const Tensor& weight, const O
   auto [plan, z] = checked_cuda(input, weight, bias, param, call);
   if (plan.save == Saved::mask) return bias_act_mask(z, bias, param, call);
   if (plan.save == Saved::input) return {bias_act(z, bias, param, call), z};
-  bias_act_(z, bias, param, call);
+  if (!in_product(input, weight, bias, call)) bias_act_(z, bias, param, call);
   return {z, at::empty({0}, z.options())};
 }
 
@@ -286,6 +301,24 @@ Gradients linear_act_backward_cuda(const Tensor& grad, const Tensor& saved, cons
                                    const OptTensor& weight, const OptTensor& bias, const OptTensor& param,
                                    const Call& call, const Wanted& wanted) {
   return composed_backward(grad, {}, saved, input, weight, bias, param, call, wanted);
+}
+
+Saving linear_act_statistics_cuda(const Tensor& input, const Tensor& weight, const OptTensor& bias,
+                                  const OptTensor& param, const Call& call, bool, const Counting& counting,
+                                  const OptTensor&) {
+  // The product without the bias: the pre-activation is counted as their sum.
+  Tensor z = checked(input, weight, bias, param, call, [&] { return at::linear(input, weight); }).output;
+  check_counting(z, counting.sums, counting.histogram, counting.zones, call);
+  Saving result = activated(z, bias, param, call);
+  statistics_(counting.sums, counting.histogram, z, bias, std::get<0>(result), -1, counting.zones);
+  return result;
+}
+
+Gradients linear_act_backward_statistics_cuda(const Tensor& grad, const Tensor& saved, const OptTensor& input,
+                                              const OptTensor& weight, const OptTensor& bias, const OptTensor& param,
+                                              const Call& call, const Wanted& wanted, const Tensor& sums) {
+  check_counting(grad, sums, {}, {}, call);
+  return composed_backward(grad, {}, saved, input, weight, bias, param, call, wanted, sums);
 }
 #endif
 
@@ -439,6 +472,8 @@ TORCH_LIBRARY_IMPL(fusedact, CUDA, m) {
   m.impl("linear_act", Flat<linear_act_cuda>::call);
   m.impl("linear_act_saving", Flat<linear_act_saving_cuda>::call);
   m.impl("linear_act_backward", Flat<linear_act_backward_cuda>::call);
+  m.impl("linear_act_statistics", Flat<linear_act_statistics_cuda>::call);
+  m.impl("linear_act_backward_statistics", Flat<linear_act_backward_statistics_cuda>::call);
 }
 #endif
 

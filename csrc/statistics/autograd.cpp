@@ -121,5 +121,8 @@ TORCH_LIBRARY_IMPL(fusedact, Autograd, m) {
 TORCH_LIBRARY_IMPL(fusedact, AutocastCPU, m) {
   m.impl("bias_act_statistics", FlatStatistics<bias_act_statistics_autocast<c10::DispatchKey::AutocastCPU>>::call);
 }
+TORCH_LIBRARY_IMPL(fusedact, AutocastCUDA, m) {
+  m.impl("bias_act_statistics", FlatStatistics<bias_act_statistics_autocast<c10::DispatchKey::AutocastCUDA>>::call);
+}
 
 }  // namespace fusedact

@@ -25,6 +25,9 @@ struct Counts {
   double* histogram = nullptr;  // [histogram_bins], or null
 };
 
+// Of which CUDA's kernels hold so many; activations have one or two.
+inline constexpr int most_zones = 4;
+
 // One pass over tensors that are there already; x or y may be absent.
 struct StatisticsArgs {
   Shape shape;
@@ -44,5 +47,10 @@ void forward_statistics(const Activation&, const ForwardArgs&, const Counts&);
 // Of the gradient: count, zeros and squares are added to sums [statistic_count, channels].
 void backward_statistics(const Activation&, const BackwardArgs&, double* sums);
 }  // namespace cpu
+
+namespace cuda {
+int64_t workspace_bytes(const StatisticsArgs&);
+void statistics(const StatisticsArgs&, void* workspace, Stream);
+}  // namespace cuda
 
 }  // namespace fusedact

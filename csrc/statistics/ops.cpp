@@ -1,8 +1,9 @@
-// The operators that count: schema, checks, CPU and Meta kernels. No maths, no loops; derivatives are in autograd.cpp.
+// The operators that count: schema, checks, kernels for all devices. No maths, no loops; derivatives are in autograd.cpp.
 #include "ops.h"
 
 #include <torch/library.h>
 
+#include "../device.h"
 #include "../passes.h"
 
 namespace fusedact {
@@ -31,25 +32,28 @@ int64_t check_statistics(const Tensor& sums, const OptTensor& histogram, const O
   dim = check_dim(reasons, x, dim);
   if (dim >= 0) {
     if (bias) check_channels(reasons, "bias", *bias, x, dim);
-    check_counting(reasons, channels_in(x, dim), sums, histogram, zones);
+    check_counting(reasons, channels_in(x, dim), x.device(), sums, histogram, zones);
   }
   reasons.raise_if_any("statistics_");
   return dim;
 }
 
-void statistics_cpu(const Tensor& sums, const OptTensor& histogram, const OptTensor& input, const OptTensor& bias,
-                    const OptTensor& output, int64_t dim, at::ArrayRef<double> zones) {
+void statistics_dense(const Tensor& sums, const OptTensor& histogram, const OptTensor& input, const OptTensor& bias,
+                      const OptTensor& output, int64_t dim, at::ArrayRef<double> zones) {
   dim = check_statistics(sums, histogram, input, bias, output, dim, zones);
   Tensor like = dense(output ? *output : *input), x;
   if (input) x = output ? laid_out_as(*input, like) : like;
   OptTensor bias_vector = contiguous(bias);
-  cpu::statistics({.shape = shape_of(like, dim),
-                   .dtype = to_dtype(like.scalar_type()),
-                   .x = input ? x.const_data_ptr() : nullptr,
-                   .bias = vector_of(bias_vector, Extent::channel),
-                   .y = output ? like.const_data_ptr() : nullptr,
-                   .counts = counts_of(sums, histogram, zones),
-                   .parallel = parallel});
+  const StatisticsArgs args{.shape = shape_of(like, dim),
+                            .dtype = to_dtype(like.scalar_type()),
+                            .x = input ? x.const_data_ptr() : nullptr,
+                            .bias = vector_of(bias_vector, Extent::channel),
+                            .y = output ? like.const_data_ptr() : nullptr,
+                            .counts = counts_of(sums, histogram, zones),
+                            .parallel = parallel};
+  on_device_of(
+      like, [&] { cpu::statistics(args); },
+      [&](cuda::Queue& q) { cuda::statistics(args, q.room(cuda::workspace_bytes(args)), q.stream); });
 }
 
 void statistics_meta(const Tensor& sums, const OptTensor& histogram, const OptTensor& input, const OptTensor& bias,
@@ -65,8 +69,8 @@ Plan check_forward(const Tensor& input, const OptTensor& bias, const OptTensor& 
   Plan plan = check(reasons, input, bias, weight, call);
   reasons.raise_if_any(call.activation);
   const c10::SymInt channels = channels_in(input, plan.dim);
-  check_counting(reasons, channels, counting.sums, counting.histogram, counting.zones);
-  if (gradient) check_counting(reasons, channels, *gradient, {}, {});
+  check_counting(reasons, channels, input.device(), counting.sums, counting.histogram, counting.zones);
+  if (gradient) check_counting(reasons, channels, input.device(), *gradient, {}, {});
   if (plan.save == Saved::mask)
     reasons.add("save is 'mask', whose bytes the units of work would share: use bias_act, and statistics_ after it");
   reasons.raise_if_any(call.activation);
@@ -98,13 +102,24 @@ Tensor bias_act_statistics_meta(const Tensor& input, const OptTensor& bias, cons
   return empty_like_meta(input);
 }
 
+#if defined(FUSEDACT_CUDA)
+// A pass more on CUDA: bias_act's kernels know nothing of counting there.
+Tensor bias_act_statistics_cuda(const Tensor& input, const OptTensor& bias, const OptTensor& weight, const Call& call,
+                                const Counting& counting, const OptTensor& gradient) {
+  const Plan plan = check_forward(input, bias, weight, call, counting, gradient);
+  Tensor y = bias_act(input, bias, weight, call);
+  statistics_(counting.sums, counting.histogram, input, bias, y, plan.dim, counting.zones);
+  return y;
+}
+#endif
+
 // ---- bias_act_backward_statistics -----------------------------------------------------------------------------------
 
 Plan check_backward_counting(const Tensor& grad, const Tensor& saved, const OptTensor& bias, const OptTensor& weight,
                              const Call& call, bool grad_bias, bool grad_weight, const Tensor& sums) {
   Plan plan = check_backward(grad, saved, bias, weight, call, grad_bias, grad_weight);
   Reasons reasons;
-  check_counting(reasons, channels_in(grad, plan.dim), sums, {}, {});
+  check_counting(reasons, channels_in(grad, plan.dim), grad.device(), sums, {}, {});
   reasons.raise_if_any(call.activation);
   return plan;
 }
@@ -141,6 +156,17 @@ Gradients bias_act_backward_statistics_cpu(const Tensor& grad, const Tensor& sav
   return {std::move(grad_x), std::move(bias_sum), std::move(weight_sum)};
 }
 
+#if defined(FUSEDACT_CUDA)
+Gradients bias_act_backward_statistics_cuda(const Tensor& grad, const Tensor& saved, const OptTensor& bias,
+                                            const OptTensor& weight, const Call& call, bool grad_bias, bool grad_weight,
+                                            const Tensor& sums) {
+  const Plan plan = check_backward_counting(grad, saved, bias, weight, call, grad_bias, grad_weight, sums);
+  Gradients result = bias_act_backward(grad, saved, bias, weight, call, grad_bias, grad_weight);
+  statistics_(sums, {}, {}, {}, std::get<0>(result), plan.dim, {});
+  return result;
+}
+#endif
+
 Gradients bias_act_backward_statistics_meta(const Tensor& grad, const Tensor& saved, const OptTensor& bias,
                                             const OptTensor& weight, const Call& call, bool grad_bias, bool grad_weight,
                                             const Tensor& sums) {
@@ -151,18 +177,24 @@ Gradients bias_act_backward_statistics_meta(const Tensor& grad, const Tensor& sa
 
 }  // namespace
 
-void check_counting(Reasons& reasons, const c10::SymInt& channels, const Tensor& sums, const OptTensor& histogram,
-                    at::ArrayRef<double> zones) {
-  auto fits = [](const Tensor& t) { return t.scalar_type() == at::kDouble && t.is_contiguous() && t.is_cpu(); };
-  if ((!fits(sums) && !sums.is_meta()) || sums.dim() != 2 || sums.sym_size(0) != statistic_count ||
-      sums.sym_size(1) != channels)
+void check_counting(Reasons& reasons, const c10::SymInt& channels, at::Device device, const Tensor& sums,
+                    const OptTensor& histogram, at::ArrayRef<double> zones) {
+  auto fits = [](const Tensor& t) { return t.is_meta() || (t.scalar_type() == at::kDouble && t.is_contiguous()); };
+  auto check_device = [&](const char* name, const Tensor& t) {
+    if (!t.is_meta() && !device.is_meta() && t.device() != device)
+      reasons.add(name, " is on ", t.device(), ", but x is on ", device, ": move one with .to()");
+  };
+  check_device("sums", sums);
+  if (!fits(sums) || sums.dim() != 2 || sums.sym_size(0) != statistic_count || sums.sym_size(1) != channels)
     reasons.add("sums is ", name_of(sums.scalar_type()), " of shape ", sums.sym_sizes(),
-                ", but it must be float64 of shape [", statistic_count, ", ", channels, "], contiguous, on the CPU");
-  if (histogram && ((!fits(*histogram) && !histogram->is_meta()) || histogram->dim() != 1 ||
-                    histogram->sym_size(0) != histogram_bins))
+                ", but it must be float64 of shape [", statistic_count, ", ", channels, "], contiguous");
+  if (histogram) check_device("histogram", *histogram);
+  if (histogram && (!fits(*histogram) || histogram->dim() != 1 || histogram->sym_size(0) != histogram_bins))
     reasons.add("histogram is ", name_of(histogram->scalar_type()), " of shape ", histogram->sym_sizes(),
-                ", but it must be float64 of shape [", histogram_bins, "], contiguous, on the CPU");
+                ", but it must be float64 of shape [", histogram_bins, "], contiguous");
   if (zones.size() % 2 != 0) reasons.add("zones has ", zones.size(), " numbers, but they must be pairs: low, high");
+  if (device.is_cuda() && zones.size() > 2 * most_zones)
+    reasons.add("there are ", zones.size() / 2, " zones, but no more than ", most_zones, " are counted on CUDA");
 }
 
 Counts counts_of(const Tensor& sums, const OptTensor& histogram, at::ArrayRef<double> zones) {
@@ -191,10 +223,18 @@ TORCH_LIBRARY_FRAGMENT(fusedact, m) {
 }
 
 TORCH_LIBRARY_IMPL(fusedact, CPU, m) {
-  m.impl("statistics_", statistics_cpu);
+  m.impl("statistics_", statistics_dense);
   m.impl("bias_act_statistics", FlatStatistics<bias_act_statistics_cpu>::call);
   m.impl("bias_act_backward_statistics", FlatStatistics<bias_act_backward_statistics_cpu>::call);
 }
+
+#if defined(FUSEDACT_CUDA)
+TORCH_LIBRARY_IMPL(fusedact, CUDA, m) {
+  m.impl("statistics_", statistics_dense);
+  m.impl("bias_act_statistics", FlatStatistics<bias_act_statistics_cuda>::call);
+  m.impl("bias_act_backward_statistics", FlatStatistics<bias_act_backward_statistics_cuda>::call);
+}
+#endif
 
 TORCH_LIBRARY_IMPL(fusedact, Meta, m) {
   m.impl("statistics_", statistics_meta);

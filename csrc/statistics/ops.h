@@ -24,9 +24,9 @@ Gradients bias_act_backward_statistics(const Tensor& grad, const Tensor& saved, 
                                        const OptTensor& weight, const Call&, bool grad_bias, bool grad_weight,
                                        const Tensor& sums);
 
-// The checks that all of them share; `channels` of x lie in the dim that is counted by.
-void check_counting(Reasons&, const c10::SymInt& channels, const Tensor& sums, const OptTensor& histogram,
-                    at::ArrayRef<double> zones);
+// The checks that all of them share; `channels` of x lie in the dim that is counted by, and all of it on `device`.
+void check_counting(Reasons&, const c10::SymInt& channels, at::Device device, const Tensor& sums,
+                    const OptTensor& histogram, at::ArrayRef<double> zones);
 Counts counts_of(const Tensor& sums, const OptTensor& histogram, at::ArrayRef<double> zones);
 
 std::vector<NodeType> statistics_node_types();

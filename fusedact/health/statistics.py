@@ -1,8 +1,8 @@
 """What is counted of an activation, per channel, and how counts of many steps become one.
 
-On the CPU the extension counts, in the pass that computes (`bias_act_statistics`, `linear_act_statistics`) or in one
-pass over what is there (`statistics_`), and adds to `Sums` in place. `count` is that pass, and its like in Python for
-other devices. Knows tensors, and nothing of modules or hooks.
+The extension counts: on the CPU in the pass that computes (`bias_act_statistics`, `linear_act_statistics`), on CUDA in
+one after it; or in one pass over what is there (`statistics_`). It adds to `Sums` in place. `count` is that last pass,
+and its like in Python for other devices. Knows tensors, and nothing of modules or hooks.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ Zones = tuple[tuple[float, float], ...]
 # The histogram of pre-activations, csrc/statistics/kernels.h: bins of equal width; what lies beyond the ends is counted
 # in the outermost two, and NaN in none.
 BINS, LOW, HIGH = 66, -8.25, 8.25
+
+_ON_CUDA = _C.cuda() is not None
 
 COUNTED = ("count", "zeros", "saturated", "nan", "inf", "sum", "squares", "min", "max")  # rows of Sums.values
 
@@ -50,7 +52,7 @@ def count(
         histogram: [BINS] float64, or None.
         input, output: [..., channels in dim, ...].
     """
-    if sums.is_cpu:
+    if counted_by_us(sums):
         _C.statistics_(sums, histogram, input, None, output, dim, flat(zones))
         return
     if input is not None:
@@ -61,6 +63,11 @@ def count(
             histogram += bins
     if output is not None:
         after(by_channel(output, dim), sums)
+
+
+def counted_by_us(tensor: Tensor) -> bool:
+    """Whether the extension has kernels that count for this tensor's device."""
+    return tensor.is_cpu or (_ON_CUDA and tensor.is_cuda)
 
 
 def flat(zones: Zones) -> tuple[float, ...]:

@@ -189,10 +189,10 @@ class Tap:
         return True
 
     def counts_within(self, input: Tensor) -> bool:
-        """Whether an operator that counts as it computes takes this input: all of a plain tensor on the CPU."""
+        """Whether an operator that counts as it computes takes this input: all of a plain tensor."""
         return (
             type(input) in _PLAIN
-            and input.is_cpu
+            and statistics.counted_by_us(input)
             and input.dim() > 0
             and input.numel() > 0
             and self.state is not None
@@ -213,7 +213,7 @@ class Tap:
         """Which elements are read."""
         assert self.state is not None
         limit = self.state.elements
-        if limit is None and not t.is_cpu:
+        if limit is None and not statistics.counted_by_us(t):
             limit = ELEMENTS
         return statistics.slices(t.shape, dim % t.dim(), limit, self.state.steps)
 

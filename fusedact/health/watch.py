@@ -378,8 +378,9 @@ def monitor(
         model: any nn.Module; while the monitor is attached it carries hooks, afterwards nothing.
         every: watch each n-th call of the model; the calls between cost one hook.
         elements: read at most about so many elements of an activation per step, evenly spaced and others each time;
-            None reads all of them, on the CPU, where they are counted as they are computed. On other devices, where the
-            counting is torch's and takes several passes, None is 16,000.
+            None reads all of them, on the CPU, where they are counted as they are computed, and on CUDA, in one pass
+            more. On other devices, and in builds without CUDA, where the counting is torch's and takes several
+            passes, None is 16,000.
         skip: names of activations to leave alone.
         dims: name -> the dimension of its channels, where it is not the one that the layer before it, or the rank of
             its input, suggests.
