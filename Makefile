@@ -90,6 +90,7 @@ proof-full: proof ## every float32 of every row, and float64 against MPFR (hours
 	$(EDITABLE)/tests/native/proof_sweep --threads $(shell nproc) >> docs/accuracy.jsonl
 	for dtype in bfloat16 float16 float64; do $(EDITABLE)/tests/native/proof_sweep --dtype $$dtype >> docs/accuracy.jsonl; done
 	$(EDITABLE)/tests/native/proof_cases --count 1000000
+	cd tests && PYTHONPATH=.. $(abspath $(BIN))/python random_operators.py --count 1000000
 	$(BIN)/python -m fusedact accuracy --proof docs/accuracy.jsonl --markdown > docs/accuracy.md
 
 sanitize: build ## those programs under ASan, UBSan and TSan (SANITIZERS names them); compiles the kernels anew (minutes)

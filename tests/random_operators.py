@@ -420,6 +420,8 @@ def main() -> int:
             found = attempt(seed, asked.only)
         except UndecidedError:
             continue
+        except KeyboardInterrupt:
+            break
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
         judged += 1

@@ -16,6 +16,7 @@ from fusedact.registry import CONTRACT, Activation
 
 ROOT = Path(__file__).parent.parent
 FOUND = ROOT / "docs" / "accuracy.jsonl"
+PINS = ROOT / ".github" / "build-requirements.txt"
 
 
 # What the sweep found beyond the bounds, not mended yet. float32: slopes that are no normal numbers, off by up to
@@ -56,6 +57,16 @@ def test_rows_of_the_sweep_are_the_registrys(row: Activation) -> None:
         else:
             stated = [contract.forward, contract.derivative, contract.second, contract.near_root]
         assert stated == wanted, f"{row.name}, {dtype}"
+
+
+def test_ci_pins_what_a_build_requires() -> None:
+    requires = re.search(r"^requires = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.M)
+    assert requires
+    pins = dict(line.split("==") for line in PINS.read_text().splitlines() if not line.startswith("#"))
+    for name, least in re.findall(r'"([\w-]+)(?:>=([\d.]+))?"', requires[1]):
+        assert name in pins, f"{name} has no pin in {PINS}"
+        if least:
+            assert [int(k) for k in pins[name].split(".")] >= [int(k) for k in least.split(".")], name
 
 
 def test_the_page_is_what_was_found() -> None:
