@@ -15,7 +15,7 @@ BENCH  ?=
 # nvidia-cuda-crt==13.0.* nvidia-cuda-cccl==13.0.*"
 CUDA_TORCH ?= torch==2.14.1
 CUDA_NVCC  ?=
-CUDA_ARCHITECTURES ?= 8.0;8.6;8.9;9.0;10.0;12.0+PTX
+CUDA_ARCHITECTURES ?= 7.5;8.0;8.6;9.0;10.0;12.0+PTX
 
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
