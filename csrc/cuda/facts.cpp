@@ -6,7 +6,7 @@ namespace fusedact::cuda {
 
 const char* architectures() { return FUSEDACT_CUDA_ARCHITECTURES; }
 
-// Launchers, by activation and dtype; softmax, maxout and the cells have ten for each dtype.
+// Launchers, by activation and dtype; softmax, maxout and the cells have ten for each dtype, statistics three.
 int kernel_count() {
   int count = 0;
   const auto add = [&](const auto* table) {
@@ -19,7 +19,7 @@ int kernel_count() {
     add(FUSEDACT_OF_STORAGE(dtype, gated_backward_table)());
     add(FUSEDACT_OF_STORAGE(dtype, epilogue_table)());
     add(FUSEDACT_OF_STORAGE(dtype, epilogue_backward_table)());
-    count += 10;
+    count += 13;
   }
   for (Saved kind : {Saved::input, Saved::output}) add(double_backward_table(kind));
   return count;
