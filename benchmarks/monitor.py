@@ -1,14 +1,21 @@
 """What `fusedact.monitor` costs a training step: `python benchmarks/monitor.py`. Knows the library as a user does.
 
-One model and one optimiser; the settings take turns, step by step, so that whatever else the machine does strikes all
-alike, and each is compared with the plain step beside it. every=100 is what its hundred steps cost: one that is
-watched, and 99 that are not. "off again" is a second plain step: what it seems to add is the noise.
+One model and one optimiser. The settings take turns in short rounds: in each round every setting runs a burst of a few
+steps (some tens of milliseconds, so that neither a monitor that has just been attached nor the caches that another
+setting left behind decide), in an order that changes, and its median step is compared with that of the plain burst in
+the same round. What is shown is the median of these ratios and how far it can be trusted: the interval that holds the
+true median in 95 of 100 such runs. Rounds go on until that interval is narrow, or the time is up.
+
+every=100 is what its hundred steps cost: one that is watched, and 99 that are not. "off again" is a second plain burst:
+what it seems to add is the noise. On a quiet machine: `python benchmarks/monitor.py --threads 1 --seconds 120`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +29,8 @@ from torch import Tensor, nn
 import fusedact
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+BURST = 0.04  # seconds of steps of one setting in one round
+FEWEST = 8  # rounds; with fewer the interval is all of them
 GOALS = {"every=1": 10.0, "every=100": 0.5}  # percent; "~0" taken as half a percent
 
 
@@ -62,10 +71,13 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 }
 
 
+Ratios = dict[str, list[float]]
+
+
 def measure(
-    make: Callable[[], tuple[nn.Module, Tensor]], rounds: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Seconds of each step under each setting; "between" is a step that every=100 does not watch."""
+    make: Callable[[], tuple[nn.Module, Tensor]], seconds: float, precision: float, clock: Callable[[], float]
+) -> tuple[float, Ratios]:
+    """Seconds of a plain step, and of each round what the settings add to it; "between" is a step not watched."""
     torch.manual_seed(0)
     model, x = make()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
@@ -84,52 +96,75 @@ def measure(
     }
     with monitors["between"]:
         step()  # the one that it watches
-    settings: list[tuple[str, contextlib.AbstractContextManager[object]]]
-    settings = [("off", contextlib.nullcontext()), *monitors.items(), ("off again", contextlib.nullcontext())]
-    seconds: dict[str, list[float]] = {name: [] for name, _ in settings}
-    for number in range(rounds + 3):
-        for name, monitor in settings[number % len(settings) :] + settings[: number % len(settings)]:
-            with monitor:
-                took = step()
-            if number >= 3:
-                seconds[name].append(took)
-    return seconds
+    nothing = contextlib.nullcontext()
+    settings: dict[str, contextlib.AbstractContextManager[object]] = {"off": nothing, **monitors, "off again": nothing}
+    ratios: Ratios = {name: [] for name in settings if name != "off"}
+    plain: list[float] = []
+    steps = max(3, min(50, round(BURST / min(step() for _ in range(5)))))
+    shuffle, until = random.Random(0), time.perf_counter() + seconds
+    while True:
+        took = {}
+        for name in shuffle.sample(list(settings), len(settings)):
+            with settings[name]:
+                step()  # the first after another setting is not counted
+                took[name] = statistics.median(step() for _ in range(steps))
+        plain.append(took["off"])
+        for name, values in ratios.items():
+            values.append(took[name] / took["off"] - 1)
+        widths = [high - low for low, high in map(interval, ratios.values())]
+        if len(plain) >= FEWEST and (max(widths) <= 2 * precision or time.perf_counter() > until):
+            return statistics.median(plain), ratios
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Order statistics between which the median lies with 95 % (the sign test's; no shape of the noise is assumed)."""
+    ordered, count = sorted(values), len(values)
+    out = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
+    return ordered[out], ordered[count - 1 - out]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=60, help="steps of each setting")
+    parser.add_argument("--seconds", type=float, default=60, help="for each model, at most")
+    parser.add_argument("--precision", type=float, default=0.5, help="percent, at which a model is done")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, on a busy machine: with --threads 1")
     options = parser.parse_args()
-    rounds, threads = options.rounds, options.threads
-    torch.set_num_threads(threads)
-    console = Console(width=None if Console().is_terminal else 140)
-    table = Table(title=f"A training step with the monitor, threads: {threads}, {rounds} rounds, {options.clock} clock")
-    for heading in ("model", "off", "every=1", "goal", "a sample", "every=100", "goal", "off again"):
+    torch.set_num_threads(options.threads)
+    console = Console(width=None if Console().is_terminal else 150)
+    table = Table(title=f"A training step with the monitor, threads: {options.threads}, {options.clock} clock")
+    for heading in ("model", "off", "rounds", "every=1", "goal", "a sample", "every=100", "goal", "off again"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, make in track(list(MODELS.items()), console=Console(stderr=True), transient=True):
-        seconds = measure(make, rounds, CLOCKS[options.clock])
-        off = statistics.median(seconds["off"])
-        # Of each round the ratio to the plain step beside it, and of those the median.
-        added = {
-            key: statistics.median(s / o - 1 for s, o in zip(values, seconds["off"], strict=True))
-            for key, values in seconds.items()
-        }
-        hundred = (added["every=1"] + 99 * added["between"]) / 100
-        percents = {"every=1": 100 * added["every=1"], "every=100": 100 * hundred}
-        kept = {key: "kept" if percents[key] <= goal else "[red]lost[/]" for key, goal in GOALS.items()}
+        off, ratios = measure(make, options.seconds, options.precision / 100, CLOCKS[options.clock])
+        ratios["every=100"] = [
+            (one + 99 * rest) / 100 for one, rest in zip(ratios["every=1"], ratios["between"], strict=True)
+        ]
+        shown = {key: said(values) for key, values in ratios.items()}
+        goals = {key: judged(ratios[key], goal / 100) for key, goal in GOALS.items()}
         table.add_row(
             name,
             f"{1e3 * off:.2f} ms",
-            f"{percents['every=1']:+.1f} %",
-            f"≤ {GOALS['every=1']:g} %, {kept['every=1']}",
-            f"{100 * added['every=1, a sample']:+.1f} %",
-            f"{percents['every=100']:+.2f} %",
-            f"~0 %, {kept['every=100']}",
-            f"{100 * added['off again']:+.2f} %",
+            str(len(ratios["between"])),
+            shown["every=1"],
+            f"≤ {GOALS['every=1']:g} %, {goals['every=1']}",
+            shown["every=1, a sample"],
+            shown["every=100"],
+            f"~0 %, {goals['every=100']}",
+            shown["off again"],
         )
     console.print(table)
+
+
+def said(values: list[float]) -> str:
+    low, high = interval(values)
+    return f"{100 * statistics.median(values):+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) %"
+
+
+def judged(values: list[float], goal: float) -> str:
+    """Kept or lost only where the whole interval says so."""
+    low, high = interval(values)
+    return "kept" if high <= goal else "[red]lost[/]" if low > goal else "not settled"
 
 
 if __name__ == "__main__":

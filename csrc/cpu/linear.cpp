@@ -145,15 +145,14 @@ class Watch {
         const auto y = storage_.view(args_.y, at, block.rows, width, args_.columns, buffer);
         strip.output(y.data, width, block.rows, y.pitch);
       }
-      strip.each(width, [&](int k, int64_t j, double value) {
-        partials_.join(t.row / cut_.rows, k, t.column + column + j, value);
-      });
+      strip.each(
+          [&](int k, const auto* values) { partials_.join(t.row / cut_.rows, k, values, width, t.column + column); });
     }
     strip.flush(mutex_);
   }
 
   void fold() {
-    partials_.fold(counts_, args_.columns, static_cast<double>(args_.rows), [](int64_t, int64_t cell) { return cell; });
+    partials_.fold(counts_, args_.columns, static_cast<double>(args_.rows), [](int64_t) { return int64_t{0}; });
   }
 
  private:

@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t grain = 16384;        // break-even for a second thread
 constexpr int64_t standing_from = 256;  // so many neighbours of one channel are counted as a row of their own
-constexpr int64_t fewest_columns = 64;  // of a row across the channels; as many as the largest pack has lanes
+constexpr int64_t fewest_columns = 64;  // of a row across the channels
+constexpr int64_t abreast = 16;  // columns that a channel's neighbours are seen as: the largest native vector's lanes
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 
@@ -42,12 +43,16 @@ class Count {
   // Columns are channels, or `inner` neighbours share one: units are strips of a chunk of rows.
   void across() {
     const int64_t strips = (rows_.length + seen_columns - 1) / seen_columns;
-    const int64_t chunk_rows = chunk_rows_of(rows_);
+    // Each unit's sums are cleared and added up: no more units than the threads could want.
+    const int64_t chunk_rows =
+        std::max(chunk_rows_of(rows_), (rows_.count * strips / most_chunks) / block_rows * block_rows);
     const int64_t chunks = (rows_.count + chunk_rows - 1) / chunk_rows;
     const int64_t widest = std::min(rows_.length, seen_columns);
     const int64_t cells = std::min(s_.channels, (widest + s_.inner - 1) / s_.inner + 1);
     Partials partials(chunks * strips, cells);
+    // Channels repeat within a row only if the row is one strip.
     auto first_of = [&](int64_t unit) { return unit % strips * seen_columns / s_.inner; };
+    const bool one_each = s_.inner == 1 && rows_.length == s_.channels;
     const int64_t tile = std::min(chunk_rows, rows_.count) * widest;
     parallel(args_.parallel, chunks * strips, std::max<int64_t>(1, grain / tile), [&](int64_t begin, int64_t end) {
       Strip<S> strip(args_.counts);
@@ -63,16 +68,16 @@ class Count {
           if (at + (taken - 1) * rows_.length + count > rows_.numel) taken = std::max<int64_t>(1, taken - 1);
           block(strip, row, column, at, taken, count);
         }
-        strip.each(width, [&](int k, int64_t j, double value) {
-          partials.join(unit, k, (column + j) / s_.inner % s_.channels - first_of(unit) % s_.channels, value);
-        });
-        strip.flush(mutex_);
+        int32_t cells[seen_columns];
+        for (int64_t j = 0; !one_each && j < width; ++j)
+          cells[j] = static_cast<int32_t>((column + j) / s_.inner % s_.channels - first_of(unit));
+        strip.each(
+            [&](int k, const auto* values) { partials.join(unit, k, values, width, 0, one_each ? nullptr : cells); });
+        strip.seen(width * chunk_rows, mutex_);
       }
+      strip.flush(mutex_);
     });
-    partials.fold(args_.counts, s_.channels, outputs(), [&](int64_t unit, int64_t cell) {
-      const int64_t c = first_of(unit) % s_.channels + cell;
-      return c < s_.channels ? c : -1;
-    });
+    partials.fold(args_.counts, s_.channels, outputs(), first_of);
   }
 
   // Rows of one channel each: units are pieces of a row, seen as columns that are one.
@@ -85,17 +90,17 @@ class Count {
       for (int64_t unit = begin; unit < end; ++unit) {
         const int64_t row = unit / pieces, start = unit % pieces * piece;
         const int64_t stop = std::min(start + piece, rows_.length);
-        strip.clear(fewest_columns);
+        strip.clear(abreast);
         for (int64_t column = start; column < stop; column += seen_elements) {
           const int64_t count = std::min(seen_elements, stop - column);
           block(strip, row, column, row * rows_.length + column, 1, count);
         }
-        strip.each(fewest_columns, [&](int k, int64_t, double value) { partials.join(unit, k, 0, value); });
-        strip.flush(mutex_);
+        strip.each([&](int k, const auto* values) { partials.join_all(unit, k, values, abreast); });
+        strip.seen(stop - start, mutex_);
       }
+      strip.flush(mutex_);
     });
-    partials.fold(args_.counts, s_.channels, outputs(),
-                  [&](int64_t unit, int64_t) { return unit / pieces % s_.channels; });
+    partials.fold(args_.counts, s_.channels, outputs(), [&](int64_t unit) { return unit / pieces % s_.channels; });
   }
 
   double outputs() const { return args_.y ? static_cast<double>(s_.outer * s_.inner) : 0.0; }
@@ -117,9 +122,9 @@ class Count {
   template <class See>
   void look(typename Storage<S>::View view, int64_t rows, int64_t count, See see) const {
     if (rows_.along) return see(view.data, count, rows, view.pitch);
-    const int64_t whole = count / fewest_columns, rest = count % fewest_columns;
-    if (whole) see(view.data, fewest_columns, whole, fewest_columns);
-    if (rest) see(view.data + whole * fewest_columns, rest, 1, fewest_columns);
+    const int64_t whole = count / abreast, rest = count % abreast;
+    if (whole) see(view.data, abreast, whole, abreast);
+    if (rest) see(view.data + whole * abreast, rest, 1, abreast);
   }
 
   const StatisticsArgs& args_;
@@ -156,7 +161,14 @@ void run_forward(const Activation& a, const ForwardArgs& args, const Counts& cou
 
 // ---- backward -------------------------------------------------------------------------------------------------------
 
-// Squares and zeros of the gradient, in the units of for_tiles: [chunks, length], or one cell per piece of a row.
+// The columns that have cells of their own, where channels run along a row: whole periods of them, and enough for a vector,
+// but no more. The rows of backward repeat short periods up to 4096 elements, and so many cells would not stay in the cache.
+int64_t repeated(const Shape& s, const Rows& rows) {
+  const int64_t period = s.channels * s.inner;
+  return std::min(rows.length, (fewest_columns + period - 1) / period * period);
+}
+
+// Squares and zeros of the gradient, in the units of for_tiles: [chunks, repeated], or one cell per piece of a row.
 template <class S>
 class GradientCells {
  public:
@@ -168,29 +180,16 @@ class GradientCells {
         chunk_rows_(chunk_rows_of(rows)),
         pieces_((rows.length + piece - 1) / piece),
         units_(rows.along ? (rows.count + chunk_rows_ - 1) / chunk_rows_ : rows.count * pieces_),
-        cells_(rows.along ? rows.length : 1),
+        cells_(rows.along ? repeated(args.shape, rows) : 1),
         squares_(units_ * cells_),
         zeros_(units_ * cells_) {}
 
   void look(int64_t at, int64_t count, int64_t together) {
     const int64_t row = at / rows_.length, column = at - row * rows_.length;
-    S buffer[seen_elements];
-    for (int64_t done = 0; done < count; done += seen_elements / 2) {  // of two rows at most
-      const int64_t n = std::min(count - done, seen_elements / 2);
-      const auto view = storage_.view(args_.grad_x, at + done, together, n, rows_.length, buffer);
-      if (rows_.along) {
-        const int64_t cell = row / chunk_rows_ * cells_ + column + done;
-        run_({n, together, view.pitch, view.data, squares_.data() + cell, zeros_.data() + cell});
-        continue;
-      }
-      double squares[fewest_columns] = {};
-      Integer zeros[fewest_columns] = {};
-      const int64_t whole = n / fewest_columns, rest = n % fewest_columns;
-      run_({fewest_columns, whole, fewest_columns, view.data, squares, zeros});
-      run_({rest, 1, fewest_columns, view.data + whole * fewest_columns, squares, zeros});
-      const int64_t cell = row * pieces_ + column / piece;
-      for (double s : squares) squares_[cell] += s;
-      for (Integer z : zeros) zeros_[cell] += z;
+    if (rows_.along && cells_ < rows_.length) {
+      for (int64_t i = 0; i < together; ++i) look_at(at + i * rows_.length, row, column, count, 1);
+    } else {
+      look_at(at, row, column, count, together);
     }
   }
 
@@ -206,9 +205,50 @@ class GradientCells {
  private:
   using Integer = std::conditional_t<sizeof(S) == 4, int32_t, int64_t>;
 
+  void look_at(int64_t at, int64_t row, int64_t column, int64_t count, int64_t together) {
+    S buffer[seen_elements];
+    for (int64_t done = 0; done < count; done += seen_elements / 2) {  // of two rows at most
+      const int64_t n = std::min(count - done, seen_elements / 2);
+      const auto view = storage_.view(args_.grad_x, at + done, together, n, rows_.length, buffer);
+      if (!rows_.along)
+        standing(view.data, n, row * pieces_ + column / piece);
+      else if (cells_ == rows_.length)
+        across({n, together, view.pitch, view.data}, row, column + done);
+      else
+        folded(view.data, n, row, column + done);
+    }
+  }
+
+  void across(GradientRun run, int64_t row, int64_t column) {
+    const int64_t cell = row / chunk_rows_ * cells_ + column;
+    run.squares = squares_.data() + cell;
+    run.zeros = zeros_.data() + cell;
+    run_(run);
+  }
+
+  // A piece of one row that is seen as rows of cells_: the end of one, whole ones, and the beginning of one.
+  void folded(const S* grad, int64_t count, int64_t row, int64_t column) {
+    column %= cells_;
+    const int64_t end = std::min(count, column ? cells_ - column : 0);
+    const int64_t whole = (count - end) / cells_, rest = count - end - whole * cells_;
+    if (end) across({end, 1, cells_, grad}, row, column);
+    if (whole) across({cells_, whole, cells_, grad + end}, row, 0);
+    if (rest) across({rest, 1, cells_, grad + end + whole * cells_}, row, 0);
+  }
+
+  void standing(const S* grad, int64_t count, int64_t cell) {
+    double squares[abreast] = {};
+    Integer zeros[abreast] = {};
+    const int64_t whole = count / abreast, rest = count % abreast;
+    run_({abreast, whole, abreast, grad, squares, zeros});
+    run_({rest, 1, abreast, grad + whole * abreast, squares, zeros});
+    for (double s : squares) squares_[cell] += s;
+    for (Integer z : zeros) zeros_[cell] += z;
+  }
+
   void add(double* sums, Statistic statistic, int64_t parts, const std::vector<double>& partial) const {
     std::vector<double> total(args_.shape.channels);
-    cpu::fold({{total.data(), DType::float64}, false}, args_.shape, rows_, parts, rows_.length, partial);
+    cpu::fold({{total.data(), DType::float64}, false}, args_.shape, rows_, parts, cells_, partial);
     for (int64_t c = 0; c < args_.shape.channels; ++c)
       sums[static_cast<int>(statistic) * args_.shape.channels + c] += total[c];
   }

@@ -24,8 +24,12 @@ inline double start_of(int statistic) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   return statistic == kept_statistics - 2 ? infinity : statistic == kept_statistics - 1 ? -infinity : 0.0;
 }
-inline double joined(int statistic, double a, double b) {
-  return statistic == kept_statistics - 2 ? std::min(a, b) : statistic == kept_statistics - 1 ? std::max(a, b) : a + b;
+// f(join), join being what makes one of two numbers of this statistic. Chosen once per loop, not once per number.
+template <class F>
+void with_join(int statistic, F f) {
+  if (statistic == kept_statistics - 2) return f([](double a, double b) { return std::min(a, b); });
+  if (statistic == kept_statistics - 1) return f([](double a, double b) { return std::max(a, b); });
+  f([](double a, double b) { return a + b; });
 }
 
 // Elements in storage as S, which is float for 16-bit ones: in place, or copied into a buffer row by row.
@@ -74,23 +78,21 @@ class Strip {
                   least_ + from, largest_ + from});
   }
 
-  // f(statistic, column, value) for all that was counted.
+  // f(statistic, values [seen_columns]) for all that was counted.
   template <class F>
-  void each(int64_t columns, F f) const {
-    for (int64_t j = 0; j < columns; ++j) {
-      const double values[kept_statistics] = {static_cast<double>(zeros_[j]),
-                                              static_cast<double>(saturated_[j]),
-                                              nan_[j],
-                                              inf_[j],
-                                              sum_[j],
-                                              squares_[j],
-                                              least_[j],
-                                              largest_[j]};
-      for (int k = 0; k < kept_statistics; ++k) f(k, j, values[k]);
-    }
+  void each(F f) const {
+    f(0, zeros_);
+    f(1, saturated_);
+    f(2, nan_);
+    f(3, inf_);
+    f(4, sum_);
+    f(5, squares_);
+    f(6, least_);
+    f(7, largest_);
   }
 
-  // The histogram so far, to where it is kept; whole numbers, so that the order of threads does not matter.
+  // The histogram so far, to where it is kept; whole numbers, so that the order of threads does not matter. Costs as much as
+  // counting a few hundred elements: once for all the units of a thread, which `seen` makes sure that 32 bits are enough for.
   void flush(std::mutex& mutex) {
     if (!counts_.histogram) return;
     const std::lock_guard<std::mutex> lock(mutex);
@@ -98,6 +100,10 @@ class Strip {
       for (int copy = 0; copy < histogram_copies; ++copy)
         counts_.histogram[bin] += histogram_[copy * histogram_stride + bin];
     std::fill_n(histogram_, histogram_copies * histogram_stride, 0u);
+    unflushed_ = 0;
+  }
+  void seen(int64_t elements, std::mutex& mutex) {
+    if ((unflushed_ += elements) >= int64_t{1} << 30) flush(mutex);
   }
 
  private:
@@ -108,6 +114,7 @@ class Strip {
   alignas(64) S least_[seen_columns], largest_[seen_columns];
   alignas(64) Integer zeros_[seen_columns], saturated_[seen_columns];
   uint32_t histogram_[histogram_copies * histogram_stride] = {};
+  int64_t unflushed_ = 0;
 };
 
 // What the units counted, each in cells of its own: [units, kept_statistics, cells].
@@ -117,32 +124,46 @@ class Partials {
     for (int64_t i = 0; i < units; ++i)
       for (int k = 0; k < kept_statistics; ++k) std::fill_n(row(i, k), cells, start_of(k));
   }
-  void join(int64_t unit, int statistic, int64_t cell, double value) {
-    double& kept = row(unit, statistic)[cell];
-    kept = joined(statistic, kept, value);
+  // Column j belongs to cell first + j, or to cells[j] if they are given.
+  template <class T>
+  void join(int64_t unit, int statistic, const T* values, int64_t columns, int64_t first, const int32_t* cells = {}) {
+    double* kept = row(unit, statistic);
+    with_join(statistic, [&](auto joined) {
+      if (cells)
+        for (int64_t j = 0; j < columns; ++j) kept[cells[j]] = joined(kept[cells[j]], static_cast<double>(values[j]));
+      else
+        for (int64_t j = 0; j < columns; ++j) kept[first + j] = joined(kept[first + j], static_cast<double>(values[j]));
+    });
   }
-  // Adds all of them to sums [statistic_count, channels], in the order of units; channel_of(unit, cell) is negative for
-  // a cell that stands for none.
+  // All columns belong to the only cell.
+  template <class T>
+  void join_all(int64_t unit, int statistic, const T* values, int64_t columns) {
+    double& kept = *row(unit, statistic);
+    with_join(statistic, [&](auto joined) {
+      for (int64_t j = 0; j < columns; ++j) kept = joined(kept, static_cast<double>(values[j]));
+    });
+  }
+  // Adds all of them to sums [statistic_count, channels], in the order of units; a unit's cells are channels from
+  // first_of(unit) on, and those beyond the last stand for none.
   template <class F>
-  void fold(const Counts& counts, int64_t channels, double elements, F channel_of) {
+  void fold(const Counts& counts, int64_t channels, double elements, F first_of) {
     std::vector<double> total(kept_statistics * channels);
     for (int k = 0; k < kept_statistics; ++k) std::fill_n(total.data() + k * channels, channels, start_of(k));
-    for (int64_t unit = 0; unit < units_; ++unit)
-      for (int k = 0; k < kept_statistics; ++k)
-        for (int64_t cell = 0; cell < cells_; ++cell)
-          if (const int64_t c = channel_of(unit, cell); c >= 0) {
-            double& kept = total[k * channels + c];
-            kept = joined(k, kept, row(unit, k)[cell]);
-          }
+    for (int64_t unit = 0; unit < units_; ++unit) {
+      const int64_t first = first_of(unit), count = std::min(cells_, channels - first);
+      for (int k = 0; k < kept_statistics; ++k) fold(k, total.data() + k * channels + first, row(unit, k), count);
+    }
     for (int64_t c = 0; c < channels; ++c) counts.sums[c] += elements;
     for (int k = 0; k < kept_statistics; ++k)
-      for (int64_t c = 0; c < channels; ++c) {
-        double& kept = counts.sums[(k + 1) * channels + c];
-        kept = joined(k, kept, total[k * channels + c]);
-      }
+      fold(k, counts.sums + (k + 1) * channels, total.data() + k * channels, channels);
   }
 
  private:
+  static void fold(int statistic, double* kept, const double* more, int64_t count) {
+    with_join(statistic, [&](auto joined) {
+      for (int64_t c = 0; c < count; ++c) kept[c] = joined(kept[c], more[c]);
+    });
+  }
   double* row(int64_t unit, int statistic) { return values_.data() + (unit * kept_statistics + statistic) * cells_; }
   int64_t units_, cells_;
   std::vector<double> values_;

@@ -35,9 +35,9 @@ struct OutputRun {
 
 struct GradientRun {
   int64_t columns, rows, pitch;
-  const void* grad;  // T [rows, pitch]
-  double* squares;   // [columns]
-  void* zeros;       // I [columns]
+  const void* grad;           // T [rows, pitch]
+  double* squares = nullptr;  // [columns]
+  void* zeros = nullptr;      // I [columns]
 };
 
 struct StatisticsRuns {
