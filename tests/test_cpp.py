@@ -37,7 +37,15 @@ def test_the_example_builds_and_agrees(tmp_path: Path) -> None:
         f"-DTorch_DIR={torch.utils.cmake_prefix_path}/Torch",
     )
     run("cmake", "--build", tmp_path)
-    assert "equal to at::gelu" in run(tmp_path / "example")
+    said = run(tmp_path / "example")
+    assert "all equal" in said
+    assert "DIFFERENT" not in said
+    header = (Path(fusedact.__file__).parent / "include" / "fusedact" / "fusedact.h").read_text()
+    program = (EXAMPLE / "main.cpp").read_text()
+    for operator in ("bias_act", "bias_act_epilogue", "gated_act", "softmax", "log_softmax", "maxout", "linear_act",
+                     "lstm_cell_act", "gru_cell_act", "batch_norm_act"):  # fmt: skip
+        assert f" {operator}(" in header, "not in the public header"
+        assert f"fusedact::{operator}(" in program, "not in the example"
 
 
 def test_without_torch_it_says_what_must_come_first(tmp_path: Path) -> None:

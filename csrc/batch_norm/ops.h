@@ -6,20 +6,6 @@
 
 namespace fusedact::batch_norm {
 
-// What meets the input: the affine parameters, and an activation's tensor parameter.
-struct Affine {
-  OptTensor weight, bias, act_weight;
-};
-struct Settings {
-  std::string_view activation;
-  at::ArrayRef<double> params;
-  double eps;
-  Call call() const { return {activation, params, 1, 1.0, {}, {}, "input"}; }
-};
-
-using Normalised = std::tuple<Tensor, Tensor, Tensor>;  // output, mean, var (biased), the latter in the compute dtype
-Normalised batch_norm_act(const Tensor& input, const Affine&, const Settings&);
-
 struct Asked {
   bool input, weight, bias, act_weight;
 };

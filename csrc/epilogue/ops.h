@@ -6,24 +6,6 @@
 
 namespace fusedact::epilogue {
 
-// The tensors beside the input: vectors along its channels, an activation's tensor parameter, and the seed of dropout's
-// mask, int64 and without dims.
-struct Beside {
-  OptTensor bias, weight, scale, seed;
-};
-
-// residual + mask * clamp(gain * act(input * scale + bias))
-Tensor bias_act_epilogue(const Tensor& input, const Beside&, const OptTensor& residual, const Call&, double dropout_p);
-
-// Which sums are asked for.
-struct Asked {
-  bool bias, weight, scale;
-};
-using EpilogueGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of input, bias, weight, scale
-// `input` may be absent where backward `needs_input` not. The gradient of the residual is `grad` itself.
-EpilogueGradients bias_act_epilogue_backward(const Tensor& grad, const OptTensor& input, const Beside&, const Call&,
-                                             double dropout_p, const Asked&);
-
 // What dropout multiplies by, 0 or about 1 / (1 - p), for each element of a contiguous tensor of shape `size`; of shape
 // [*seed.shape, *size], each seed with a mask of its own.
 Tensor dropout_mask(const Tensor& seed, c10::SymIntArrayRef size, double p, at::ScalarType dtype);

@@ -6,17 +6,6 @@
 
 namespace fusedact {
 
-// The arguments that are not tensors, in the order of the schema.
-struct GatedCall {
-  std::string_view activation;
-  at::ArrayRef<double> params;
-  int64_t dim = -1;
-  std::string_view gate = "first";     // or "second": which half, or which of two tensors
-  std::string_view layout = "concat";  // or "interleaved": where the halves of one tensor lie
-  std::optional<double> limit;
-  double alpha = 1.0, offset = 0.0;
-};
-
 // What a call that has passed the checks means.
 struct GatedPlan {
   const Activation& activation;
@@ -25,27 +14,12 @@ struct GatedPlan {
   bool two;  // `other` is the second half
 };
 
-// With one tensor, `input` holds both halves along `dim`, and `bias` too; with two, `input` and `bias` are the first.
-struct GatedTensors {
-  const Tensor& input;
-  const OptTensor &other, &bias, &other_bias;
-};
-
 // Raises with every reason at once, as in checks.h.
 GatedPlan check_gated(const GatedTensors&, const GatedCall&);
 
 // The size of the result and its strides: the input's, dense, with half the dim.
 c10::SymDimVector gated_sizes(const Tensor& input, const GatedPlan&);
 c10::SymDimVector gated_strides(const Tensor& input, const GatedPlan&);
-
-// ---- the operators --------------------------------------------------------------------------------------------------
-
-Tensor gated_act(const GatedTensors&, const GatedCall&);
-
-// Of input, other, bias, other_bias; empty where there is none or it is not asked for.
-using GatedGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-GatedGradients gated_act_backward(const Tensor& grad, const GatedTensors&, const GatedCall&, bool grad_bias,
-                                  bool grad_other_bias);
 
 std::vector<NodeType> gated_node_types();
 

@@ -6,11 +6,6 @@
 
 namespace fusedact::linear {
 
-// clamp(gain * act(input @ weight^T + bias)); `param` is the activation's tensor parameter. call.dim is not used: the bias
-// runs along the last dim.
-Tensor linear_act(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
-                  const Call&);
-
 // The same, with what backward reads beside input and weight: the product input @ weight^T, the mask of the output, or,
 // where the output will do, an empty tensor.
 using Saving = std::tuple<Tensor, Tensor>;
