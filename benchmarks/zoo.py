@@ -3,6 +3,7 @@
     python benchmarks/zoo.py                                          all models, one thread, as they are and fused
     python benchmarks/zoo.py --filter "*Llama*,*Gpt*" --clock cpu     some; the options are the benchmark's
     python benchmarks/zoo.py --with-compile --filter "*resnet18"      torch.compile too: minutes a model
+    python benchmarks/zoo.py --table docs/fuse.md --minutes 14        the table of the documentation, in 14 minutes
 
 Needs the extra `zoo`. An example of cases of one's own: a model, its inputs, and what a training step descends.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import typer
+import zoo_table
 from torch import Tensor, nn
 
 from fusedact.bench import cases, command
@@ -65,6 +67,9 @@ def case(animal: Animal) -> Model:
 
 def main() -> None:
     warnings.simplefilter("ignore")
+    if "--table" in sys.argv:
+        typer.run(zoo_table.write(ZOO))
+        return
     cases.MORE += [case(animal) for animal in ZOO]
     arguments = [a for a in sys.argv[1:] if a != "--with-compile"]
     defaults = {"--plan": "zoo", "--threads": "1"}

@@ -282,14 +282,17 @@ def _flat(name: str, scalars: tuple[float, ...]) -> tuple[tuple[float, float], .
 def saves_output(kernel: str, scalars: tuple[float, ...]) -> bool:
     """Whether backward can do with the output alone; it may depend on the scalars (leaky_relu: only a positive slope).
 
-    The extension knows, and says so by refusing.
+    The extension knows, and says so by refusing; no mode that watches or fakes tensors has a part in it.
     """
+    from torch.utils._python_dispatch import _disable_current_modes
+
     from fusedact import _C
 
-    try:
-        _C.bias_act(torch.ones(1, device="cpu"), None, None, kernel, scalars, -1, 1.0, None, None, "output")
-    except ValueError:
-        return False
+    with _disable_current_modes():
+        try:
+            _C.bias_act(torch.ones(1, device="cpu"), None, None, kernel, scalars, -1, 1.0, None, None, "output")
+        except ValueError:
+            return False
     return True
 
 

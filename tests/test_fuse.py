@@ -37,6 +37,8 @@ class Count(TorchDispatchMode):
         packet = func.overloadpacket
         if packet._qualified_op_name in ("fusedact::bias_act", "fusedact::bias_act_"):
             self.seen["bias" if args[1] is not None else "alone"] += 1
+        elif packet._qualified_op_name in ("fusedact::linear_act", "fusedact::linear_act_saving"):
+            self.seen["bias" if args[2] is not None else "alone"] += 1
         elif packet._qualified_op_name == "fusedact::gated_act":
             self.seen["gate"] += 1
         elif packet._qualified_op_name == "fusedact::batch_norm_act":
