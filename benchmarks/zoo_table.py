@@ -129,10 +129,10 @@ def table(rows: list[Row], threads: int) -> str:
     lost_cells = sum(ratio > BAR for ratio in kept)
     rounds = [n for r in rows for n in r.rounds.values()]
     note = (
-        f"Times of {EAGER}, and the others' as multiples of it (less is faster), medians of {min(rounds, default=0)} to "
-        f"{max(rounds, default=0)} rounds in turns; {threads} thread{'s' * (threads > 1)}, {_processor()}, torch "
-        f"{torch.__version__}. ✗: {FUSED} beyond {BAR} × {EAGER}, or {BOTH} beyond {BAR} × {COMPILED}; {FUSED} is so in "
-        f"{lost_cells} of {len(kept)}. –: not measured, the time was over."
+        f"Times of {EAGER}, and the others' as multiples of it (less is faster), medians of {min(rounds, default=0)} "
+        f"to {max(rounds, default=0)} rounds in turns; {threads} thread{'s' * (threads > 1)}, {_processor()}, torch "
+        f"{torch.__version__}. ✗: {FUSED} beyond {BAR} × {EAGER}, or {BOTH} beyond {BAR} × {COMPILED}; {FUSED} is so "
+        f"in {lost_cells} of {len(kept)}. –: not measured, the time was over."
     )
     return "\n".join([*lines, "", note])
 

@@ -94,7 +94,7 @@ Results = list[Tensor | None]
 
 
 def farther(got: Results, originals: list[Results], exact: Results) -> list[str]:
-    """Tensors beyond the bar whose error, in norm, exceeds twice the originals' largest by more than 8 roundings of it."""
+    """Tensors beyond the bar whose error, in norm, exceeds twice the originals' largest by more than 8 roundings."""
     found = []
     for i, (a, truth, *others) in enumerate(zip(got, exact, *originals, strict=True)):
         if a is None or truth is None:

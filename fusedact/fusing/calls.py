@@ -96,7 +96,7 @@ def activate(module: Any, x: Tensor) -> Tensor:
 
 
 # In place and without gradients these are a clamp of memory that is there, and torch's loop is the faster one: 65,536
-# float32 elements 4.3 against 7.6 us (relu), 5.3 against 9.0 (relu6), 5.9 against 8.9 (hardtanh); one thread of a Zen 3.
+# float32 elements take 4.3 us against 7.6 (relu), 5.3 against 9.0 (relu6), 5.9 against 8.9 (hardtanh); one thread.
 TORCHS_IN_PLACE = frozenset(("relu", "relu6", "hardtanh"))
 
 
@@ -213,9 +213,9 @@ def together(layer: Any, entry: Layer, x: Tensor, settings: Settings) -> Tensor 
 _functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
-# Up to so many elements of the result torch's BLAS computes the product whole, in C++, and one pass finishes it: 0.66 to
-# 0.99 of the time of two calls in inference, 0.41 to 0.95 in training (4 x 16 -> 16 to 256 x 192 -> 768, float32, ReLU and
-# GELU, one thread). Beyond, `linear_act` goes by tiles, which are no faster than the two calls but in 16 bits.
+# Up to so many elements of the result torch's BLAS computes the product whole, in C++, and one pass finishes it: 0.77 to
+# 1.05 of the time of two calls in inference, 0.55 to 1.01 in training (4 x 16 -> 16 to 256 x 192 -> 768, float32, ReLU
+# and GELU, one thread of a busy machine). Beyond, `linear_act` goes by tiles, which win in 16 bits.
 WHOLE = 1 << 20
 
 
@@ -228,8 +228,7 @@ def activated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, settings: S
         return result
     ours = overwrites or not torch.is_grad_enabled()
     fused = _C.bias_act_ if ours and not _functorch() else _C.bias_act
-    result = fused(nn.functional.linear(x, weight), bias, None, kernel, scalars, -1, gain, None, None, "auto")
-    return result
+    return fused(nn.functional.linear(x, weight), bias, None, kernel, scalars, -1, gain, None, None, "auto")
 
 
 def _has_servable_weight(layer: Any) -> bool:
