@@ -1415,3 +1415,17 @@ def test_dropout_compiles_whole() -> None:
     y = torch.compile(fused, backend="eager", fullgraph=True)(torch.randn(5, 8))
     y.sum().backward()
     assert fused.fc.bias.grad is not None
+
+
+class Steps(nn.Module):
+    """What is called before the activation is a function, not a layer; known only when it is called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in (torch.neg, torch.sin):
+            x = F.gelu(step(x))
+        return x
+
+
+def test_a_local_function_before_an_activation() -> None:
+    x = torch.randn(3, 4, dtype=torch.float64)
+    torch.testing.assert_close(fusedact.fuse(Steps())(x), Steps()(x))

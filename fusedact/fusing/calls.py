@@ -213,8 +213,8 @@ def together(layer: Any, entry: Layer, x: Tensor, settings: Settings) -> Tensor 
 _functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
-# Up to so many elements of the result torch's BLAS computes the product whole, in C++, and one pass finishes it: 0.77 to
-# 1.05 of the time of two calls in inference, 0.55 to 1.01 in training (4 x 16 -> 16 to 256 x 192 -> 768, float32, ReLU
+# Up to so many elements of the result torch's BLAS computes the product whole, in C++, and one pass finishes it: 0.77
+# to 1.05 of the time of two calls in inference, 0.55 to 1.01 in training (4 x 16 -> 16 to 256 x 192 -> 768, float32, ReLU
 # and GELU, one thread of a busy machine). Beyond, `linear_act` goes by tiles, which win in 16 bits.
 WHOLE = 1 << 20
 
