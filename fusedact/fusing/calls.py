@@ -214,8 +214,8 @@ _functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
 # Up to so many elements of the result torch's BLAS computes the product whole, in C++, and one pass finishes it: 0.77
-# to 1.05 of the time of two calls in inference, 0.55 to 1.01 in training (4 x 16 -> 16 to 256 x 192 -> 768, float32, ReLU
-# and GELU, one thread of a busy machine). Beyond, `linear_act` goes by tiles, which win in 16 bits.
+# to 1.05 of the time of two calls in inference, 0.55 to 1.01 in training (4 x 16 -> 16 to 256 x 192 -> 768, float32,
+# ReLU and GELU, one thread of a busy machine). Beyond, `linear_act` goes by tiles, which win in 16 bits.
 WHOLE = 1 << 20
 
 
@@ -427,7 +427,7 @@ def make_after_function(match: Match, check: Check, formula: Callable[..., Any],
     def fused(live: tuple[Any, ...], function: Any, *inputs: Any, **named: Any) -> Any:
         bias = inputs[2] if len(inputs) > 2 else named.get("bias")
         if function is nn.functional.linear and direct(inputs[0]) and len(inputs) + len(named) <= 3:
-            weight = inputs[1] if len(inputs) > 1 else named.get("weight")
+            weight: Any = inputs[1] if len(inputs) > 1 else named.get("weight")
             usual = type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)
             if usual and weight.dim() == 2 and check(live):
                 try:
