@@ -19,17 +19,11 @@ FOUND = ROOT / "docs" / "accuracy.jsonl"
 PINS = ROOT / ".github" / "build-requirements.txt"
 
 
-# What the sweep found beyond the bounds, not mended yet. float32: slopes that are no normal numbers, off by up to
-# 1.5 steps beside the rounding. float64, in the tails or at the edge of a root's 0.1: where phi or sigma' has left the
-# normal range before it is multiplied (gelu, gelu_tanh), where x times a slope of 0 is not 0 (|x| > 1e299: silu, swish,
-# quick_gelu, mish), and second derivatives that cancel (sigmoid, softsign, situ).
+# What the sweep found beyond the bounds, not mended yet, all float64: what cancels beside a root (situ), what is
+# squared or cubed after it was rounded (tanhshrink, softcap, sigmoid).
 MISSED = {
-    ("gelu", "float32", "derivative"), ("gelu_tanh", "float32", "derivative"), ("quick_gelu", "float32", "derivative"),
-    ("gelu", "float64", "forward"), ("gelu", "float64", "derivative"), ("gelu", "float64", "second"),
-    ("gelu_tanh", "float64", "second"), ("quick_gelu", "float64", "second"), ("silu", "float64", "second"),
-    ("swish", "float64", "second"), ("mish", "float64", "second"), ("sigmoid", "float64", "second"),
-    ("softsign", "float64", "second"), ("situ", "float64", "forward"), ("situ", "float64", "derivative"),
-    ("situ", "float64", "second"),
+    ("sigmoid", "float64", "second"), ("tanhshrink", "float64", "derivative"), ("softcap", "float64", "second"),
+    ("situ", "float64", "forward"), ("situ", "float64", "derivative"), ("situ", "float64", "second"),
 }  # fmt: skip
 
 
