@@ -62,7 +62,7 @@ def test_commands_exist(page: Path) -> None:
     known = {
         command.name or (command.callback.__name__ if command.callback else "") for command in app.registered_commands
     }
-    named = set(re.findall(r"python -m fusedact (\w+)", page.read_text()))
+    named = set(re.findall(r"python -m fusedact ([\w-]+)", page.read_text()))
     assert named <= known, f"{page.name} names {named - known}"
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     named = {target for _, text in blocks(page, "sh") for target in re.findall(r"^make ([a-z-]+)", text, re.M)}
