@@ -88,15 +88,17 @@ def plot(found: dict[str, Any], path: str | Path | None = None) -> Figure:
         middles = [held["low"] + (n + 0.5) * width for n in range(len(counts))]
         fault = bool(one["verdicts"])
         axes.bar(middles, counts, width=width, color="tab:red" if fault else "tab:blue")
-        axes.set_title(f"{name}, {one['activation']}", fontsize="small")
+        words = "".join(f", {verdict['kind']}" for verdict in one["verdicts"])
+        axes.set_title(f"{name}, {one['activation']}{words}", fontsize="small")
         axes.set_yticks([])
     for axes in panels.flat[len(activations) :]:
         axes.axis("off")
+    top.supxlabel("pre-activation; the outer bars hold all beyond", fontsize="small")
     axes = bottom.subplots()
     norms = [one["gradient"]["norm"] if one["gradient"] else math.nan for one in activations.values()]
     axes.plot(range(len(norms)), norms, marker="o")
     axes.set_xticks(range(len(norms)), list(activations), rotation=30, ha="right", fontsize="x-small")
-    axes.set(ylabel="gradient norm", title="pre-activations above; below, the gradient against depth")
+    axes.set(ylabel="gradient norm", xlabel="activation, from the input to the output")
     if any(norm > 0 for norm in norms):
         axes.set_yscale("log")
     if path is not None:
