@@ -175,8 +175,9 @@ def _budget(machine: Machine, name: str, dtype: str, kernel: str, run: Any, leas
     slots = sum(SLOTS.get(_root(op), 1) * warps for op, (_, warps) in seen.instructions().items()) * 32 / ELEMENTS
     gpu = GPUS["H100"]
     issue = slots / (gpu.sms * gpu.ghz * 4 * 32)
-    # Of what moves elements: a mask's bytes and dropout's seed are little beside them.
-    main = [r for r in seen.traffic() if r["space"] == "global" and r["width"] > 1 and r["bytes"] >= ELEMENTS]
+    # Of what moves elements: a mask's bytes are little beside them, and dropout's seed is one address for a whole warp.
+    moving = (r for r in seen.traffic() if r["space"] == "global" and r["width"] > 1 and r["efficiency"] <= 1)
+    main = [r for r in moving if r["bytes"] >= ELEMENTS]
     widths = sorted({row["width"] for row in main})
     return Budget(
         kernel=kernel,

@@ -434,7 +434,7 @@ struct mish : Plain<> {
     square = fma(fma(square, z, V(8)), z, select(negative, V(8), V(4)));
     V first = select(negative, V(4), V(1)), d = fma(square, z, first), d_lo = fma(square, z, first - d);
     V one_x = V(4) * (V(1) + x), six = fma(V(4), x, V(6));
-    V left = fma(z, fma(z, V(4) + z, six), one_x);
+    V left = fma_exact(z, fma(z, V(4) + z, six), one_x);
     if constexpr (!is_brief<V>) {  // what rounding z lost, times the slope of that in z
       V z_lo = fma_exact(power, e, power - z);
       left = fma(z_lo, fma(z, fma(z, V(3), V(8)), six), left);

@@ -42,7 +42,7 @@ struct Read {
 };
 
 template <template <class> class A, Saved kind>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, 2)
     double_backward_kernel(const Tiles t, const DType dtype, const void* us, const void* grads, const void* saved,
                            const Vector biases, const A<double> f, const Epilogue<double> epilogue, void* grad_grads,
                            void* grad_xs, double* partial_bias) {

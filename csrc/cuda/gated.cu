@@ -162,6 +162,17 @@ struct Read {
   Both<T, n> x;
 };
 
+// a f(x) and b f'(x)
+template <class F, class C>
+FUSEDACT_DEVICE ValueAndSlope<C> times_both(const F& f, C x, C a, C b) {
+  if constexpr (requires { f.value_and_slope(x); }) {
+    const ValueAndSlope<C> both = f.value_and_slope(x);
+    return {a * both.value, b * both.slope};
+  } else {
+    return {a * f.forward(x), gradient(f, b, x)};
+  }
+}
+
 template <template <class> class A, class T, class C = compute_t<A, T>>
 __global__ void __launch_bounds__(block_threads, blocks_of<T, C>)
     gated_backward_kernel(const Tiles t, const Sides sides, const T* grads, const T* gates, const T* values,
@@ -189,8 +200,9 @@ __global__ void __launch_bounds__(block_threads, blocks_of<T, C>)
             const C incoming = widen<C>(read.grad.v[i]);
             const C g = widen<C>(read.x.gate.v[i]) + gate_bias.v[i], v = widen<C>(read.x.value.v[i]) + value_bias.v[i];
             const C x = changes.argument(g);
-            of_value[i] = incoming * f.forward(x);
-            of_gate[i] = gradient(f, incoming * changes.factor(v), x);
+            const ValueAndSlope<C> both = times_both(f, x, incoming, incoming * changes.factor(v));
+            of_value[i] = both.value;
+            of_gate[i] = both.slope;
             if (changes.any) of_value[i] = of_value[i] * changes.scale;
             if (changes.limited) {  // as torch.clamp: the limits pass the gradient, NaN does not
               if (!((v >= changes.low) & (v <= changes.high))) of_value[i] = 0;
