@@ -73,8 +73,8 @@ def worker(rank: int, world: int, port: int, kind: str) -> None:
         torch.nn.functional.linear = watched
         mine = gradients(wrapped(kind, True), x)
         torch.nn.functional.linear = old
-        # A layer with its activation is one operator. The hooks of tensor parallel layers gather and scatter: there only the
-        # Sequential's pair is, and the activation between the two works on this rank's columns.
+        # A layer with its activation is one operator. The hooks of tensor parallel layers gather and scatter: there
+        # only the Sequential's pair is, and the activation between the two works on this rank's columns.
         assert len(ran) == (3 if kind == "tensor parallel" else 2), "products that run apart from an activation"
         theirs = gradients(wrapped(kind, False), x)
         assert mine.keys() == theirs.keys()
