@@ -746,7 +746,7 @@ def test_plot(tmp_path: Path) -> None:
     figure = watched().plot(tmp_path / "new" / "health.png")
     assert (tmp_path / "new" / "health.png").read_bytes().startswith(b"\x89PNG")
     titles = [axes.get_title() for part in figure.subfigs for axes in part.axes]
-    assert titles[:3] == ["0, relu", "1, relu", "2, relu"]
+    assert titles[:3] == ["0, relu", "1, relu, dead", "2, relu"]
 
 
 def test_json(tmp_path: Path) -> None:
