@@ -1,5 +1,7 @@
 // The runs of gated units, for every activation: it and its slope are computed together, and share what they can. Compiled
 // once per ISA; knows no activation by name.
+#include <utility>
+
 #include "gated.h"
 #include "loops.h"
 
@@ -84,20 +86,24 @@ void gated_backward_run(const GatedBackwardRun& run) {
 
 // ---- pairs ----------------------------------------------------------------------------------------------------------
 
+template <class T, int... lanes>
+FUSEDACT_INLINE Native<T> shuffled(Native<T> a, Native<T> b) {
+#if defined(__clang__)  // g++ has this one since 12 only
+  return __builtin_shufflevector(a, b, lanes...);
+#else
+  return __builtin_shuffle(a, b, Native<int_of<T>>{lanes...});
+#endif
+}
 // The lanes of two vectors as one list: every second one, from `from` on; and the first or second half, alternating.
 template <class T>
-FUSEDACT_INLINE Native<T> every_second(Native<T> a, Native<T> b, int from) {
-  constexpr int n = Pack<T>::native;
-  Native<int_of<T>> lanes;
-  for (int i = 0; i < n; ++i) lanes[i] = 2 * i + from;
-  return __builtin_shuffle(a, b, lanes);
+using EachLane = std::make_integer_sequence<int, Pack<T>::native>;
+template <class T, int from, int... i>
+FUSEDACT_INLINE Native<T> every_second(Native<T> a, Native<T> b, std::integer_sequence<int, i...>) {
+  return shuffled<T, 2 * i + from...>(a, b);
 }
-template <class T>
-FUSEDACT_INLINE Native<T> alternating(Native<T> a, Native<T> b, int from) {
-  constexpr int n = Pack<T>::native;
-  Native<int_of<T>> lanes;
-  for (int i = 0; i < n; ++i) lanes[i] = (from + i) / 2 + (i % 2) * n;
-  return __builtin_shuffle(a, b, lanes);
+template <class T, int from, int... i>
+FUSEDACT_INLINE Native<T> alternating(Native<T> a, Native<T> b, std::integer_sequence<int, i...>) {
+  return shuffled<T, (from + i) / 2 + (i % 2) * static_cast<int>(sizeof...(i))...>(a, b);
 }
 
 template <class T>
@@ -108,8 +114,8 @@ void split_run(const void* from, void* to_first, void* to_second, int64_t count)
   int64_t i = 0;
   for (; i + n <= count; i += n) {
     const Native<T> a = native_load<T>(pairs + 2 * i), b = native_load<T>(pairs + 2 * i + n);
-    native_store<T>(first + i, every_second<T>(a, b, 0));
-    native_store<T>(second + i, every_second<T>(a, b, 1));
+    native_store<T>(first + i, every_second<T, 0>(a, b, EachLane<T>{}));
+    native_store<T>(second + i, every_second<T, 1>(a, b, EachLane<T>{}));
   }
   for (; i < count; ++i) {
     first[i] = pairs[2 * i];
@@ -126,7 +132,7 @@ void merge_run(const void* of_first, const void* of_second, void* to, int64_t co
   int64_t i = 0;
   for (; i + n <= count; i += n) {
     const Native<T> a = native_load<T>(first + i), b = native_load<T>(second + i);
-    const Native<T> left = alternating<T>(a, b, 0), right = alternating<T>(a, b, n);
+    const Native<T> left = alternating<T, 0>(a, b, EachLane<T>{}), right = alternating<T, n>(a, b, EachLane<T>{});
     if (stream) {
       native_stream(pairs + 2 * i, left);
       native_stream(pairs + 2 * i + n, right);

@@ -195,10 +195,11 @@ FUSEDACT_OPERATOR(-)
 FUSEDACT_OPERATOR(*)
 FUSEDACT_OPERATOR(/)
 #undef FUSEDACT_OPERATOR
-#define FUSEDACT_OPERATOR(op)                                                       \
-  template <class T, bool brief>                                                    \
-  FUSEDACT_INLINE Mask<T> operator op(Pack<T, brief> a, Pack<T, brief> b) {         \
-    return {each([](auto x, auto y) FUSEDACT_LAMBDA { return x op y; }, a.v, b.v)}; \
+// The cast changes no bit: clang compares doubles to long long where int64_t is long.
+#define FUSEDACT_OPERATOR(op)                                                                            \
+  template <class T, bool brief>                                                                         \
+  FUSEDACT_INLINE Mask<T> operator op(Pack<T, brief> a, Pack<T, brief> b) {                              \
+    return {each([](auto x, auto y) FUSEDACT_LAMBDA { return (Native<int_of<T>>)(x op y); }, a.v, b.v)}; \
   }
 FUSEDACT_OPERATOR(<)
 FUSEDACT_OPERATOR(<=)

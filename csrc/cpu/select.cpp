@@ -5,6 +5,9 @@
 
 #include "isa.h"
 #include "segments.h"
+#if defined(FUSEDACT_HAS_AVX2)
+#include <cpuid.h>
+#endif
 
 namespace fusedact::cpu {
 namespace {
@@ -15,7 +18,9 @@ Isa choose() {
   if (!want.empty() && want != "default" && want != "avx2" && want != "avx512")
     throw std::runtime_error("FUSEDACT_CPU_CAPABILITY is '" + want + "', expected default, avx2 or avx512");
 #if defined(FUSEDACT_HAS_AVX2)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  unsigned a, b, c = 0, d;  // clang's __builtin_cpu_supports knows no "f16c" before 17
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
 #else
   const bool avx2 = false;
 #endif

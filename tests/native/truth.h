@@ -15,7 +15,7 @@
 #include <cmath>
 #include <limits>
 
-#if defined(__x86_64__) && defined(__GLIBC__) && __GLIBC_PREREQ(2, 35)
+#if defined(__x86_64__) && defined(__GLIBC__) && __GLIBC_PREREQ(2, 35) && !defined(__clang__)
 // glibc declares these only under -ffast-math, which would also reorder sums.
 extern "C" {
 [[gnu::simd("notinbranch"), gnu::const]] double exp(double) noexcept;
