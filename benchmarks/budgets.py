@@ -4,8 +4,8 @@
 
 A row for each kernel: registers, spills and stack for sm_80 and sm_90, the widths of its accesses, bytes moved and
 instructions issued per element, and for an H100 the time to issue them over the time to move, at its peak rates: below
-1 a kernel can only wait for memory. --blocks adds gated units and the epilogue. --check exits with 1 if a budget is
-missed. Needs nvcc and ptxrun (tests/ptx.py).
+1 a kernel can only wait for memory. --blocks adds gated units and the epilogue, and the operators without activation:
+softmax, maxout, the cells. --check exits with 1 if a budget is missed. Needs nvcc and ptxrun (tests/ptx.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import itertools
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from ptx import STORAGE, Device, Gated, blocks_library, library, unavailable
+from ptx import (
+    DTYPE,
+    STORAGE,
+    Device,
+    Gated,
+    GruArgs,
+    GruBackwardArgs,
+    LstmArgs,
+    LstmBackwardArgs,
+    MaxoutArgs,
+    MaxoutBackwardArgs,
+    Shape,
+    SoftmaxArgs,
+    SoftmaxBackwardArgs,
+    blocks_library,
+    library,
+    unavailable,
+)
 
 from fusedact import registry
 
@@ -36,11 +53,17 @@ REGISTERS = 128  # two blocks of 256 threads on a multiprocessor, 64 KiB of load
 # What a PTX instruction becomes, in issue slots; all others are about one.
 SLOTS = {"div.rn.f32": 10, "rcp.rn.f32": 7, "sqrt.rn.f32": 9, "div.rn.f64": 22, "rcp.rn.f64": 16, "sqrt.rn.f64": 20}
 
+SIZES = {storage: torch.empty((), dtype=dtype).element_size() for dtype, storage in STORAGE.items()}
+
 # Why a kernel may be limited by something other than memory. One that is, without such a reason, has missed its budget.
 WIDE = "computed in float64, since its terms cancel"
 DOUBLE = "float64: arithmetic is the limit by nature"
 STACK = "the slow path of the machine's own sin and cos, for arguments beyond 10^5, has an array"
+PHILOX = "ten rounds of Philox for each four elements"
 HALF = "16 bits move in half the time, and are computed in float32 to half an ulp"
+# Whose accesses are of 8 bytes, whole sectors all the same: eight elements of a cell would not fit into the registers,
+# and of two pieces one result remains.
+EIGHT = {("lstm_cell", 2), ("gru_cell", 2), *(("maxout", size) for size in (2, 4, 8))}
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,7 @@ class Budget:
     spills: dict[str, int]
     stack: dict[str, int]
     widths: str  # of the main loop
+    sectors: float  # of it, too: the bytes asked for over the bytes of the sectors touched, the worst access's
     bytes: float  # per element, counted
     least: float  # per element: each input once, each output once
     slots: float  # per element
@@ -66,6 +90,8 @@ class Budget:
             return DOUBLE
         if self.wide:
             return WIDE
+        if "dropout" in self.kernel:
+            return PHILOX
         return HALF if self.dtype in ("bfloat16", "float16") else ""
 
     @property
@@ -83,8 +109,13 @@ class Budget:
                 found.append(f"{self.registers[arch]} registers on {arch}, allowed are {allowed}")
         if self.bytes != self.least:
             found.append(f"{self.bytes:g} bytes per element, {self.least:g} are enough")
-        if self.kernel != "double_backward" and set(self.widths.split()) != {"16"}:
+        widths = {"8", "16"} if (self.activation, SIZES[self.dtype]) in EIGHT else {"16"}
+        # Second derivatives go two by two, in float64.
+        if self.kernel != "double_backward" and not set(self.widths.split()) <= widths:
             found.append(f"accesses of {self.widths} bytes in the main loop, not 16")
+        # Pairs are read 32 bytes a thread, in two steps: each sector is touched twice, and moved once.
+        if self.sectors < (0.5 if "pairs" in self.kernel else 1):
+            found.append(f"only {self.sectors:.0%} of the sectors touched are asked for")
         if self.ratio >= 1 and not self.excuse:
             found.append(f"limited by instructions ({self.ratio:.2f} of the time to move), and no reason is given")
         return found
@@ -142,6 +173,48 @@ def block_budgets(
             yield make("dropout backward", run, 3 * size + seed)
 
 
+def operator_budgets(dtypes: Sequence[torch.dtype], built: tuple[Path, list[str]] | None = None) -> Iterator[Budget]:
+    """The kernels without activation, likewise; per element of the largest tensor, or of a cell's state."""
+    path, texts = built or blocks_library(dict.fromkeys(dtypes, ("identity",)), units=1)
+    on, machine = Device(path, texts), Machine(texts)
+    rows, wide = 32, ELEMENTS // 32
+    for dtype in dtypes:
+        make, number = functools.partial(_budget, machine, dtype=STORAGE[dtype]), {"dtype": DTYPE[dtype]}
+        size = torch.empty((), dtype=dtype).element_size()
+
+        def some(count: int = ELEMENTS, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.randn(count, dtype=torch.float64).to(dtype)
+
+        like, shape = ((ELEMENTS,), dtype), Shape(rows, wide, 1)
+        for log in (False, True):
+            name = "log_softmax" if log else "softmax"
+            run = on.pass_of("softmax", SoftmaxArgs(shape=shape, log=log, **number), x=some(), y=like)
+            yield make(name, kernel="forward", run=run, least=2 * size)
+            args = SoftmaxBackwardArgs(shape=shape, log=log, **number)
+            run = on.pass_of("softmax_backward", args, grad=some(), y=some(), grad_x=like)
+            yield make(name, kernel="backward", run=run, least=3 * size)
+        fewer = ELEMENTS // 2
+        args = MaxoutArgs(shape=shape, pieces=2, **number)
+        run = on.pass_of("maxout", args, x=some(), y=((fewer,), dtype), indices=((fewer,), torch.uint8))
+        yield make("maxout", kernel="forward", run=run, least=1.5 * size + 0.5)
+        args, indices = MaxoutBackwardArgs(shape=shape, pieces=2, **number), torch.zeros(fewer, dtype=torch.uint8)
+        run = on.pass_of("maxout_backward", args, grad=some(fewer), indices=indices, grad_x=like)
+        yield make("maxout", kernel="backward", run=run, least=1.5 * size + 0.5)
+        four, three = ((4 * ELEMENTS,), dtype), ((3 * ELEMENTS,), dtype)
+        cell = {"rows": rows, "hidden": wide, **number}
+        run = on.pass_of("lstm", LstmArgs(**cell), gates=some(4 * ELEMENTS), c=some(), h=like, c_new=like)
+        yield make("lstm_cell", kernel="forward", run=run, least=7 * size)
+        given = {"grad_h": some(), "grad_c_new": some(), "gates": some(4 * ELEMENTS), "c": some()}
+        run = on.pass_of("lstm_backward", LstmBackwardArgs(**cell), **given, grad_gates=four, grad_c=like)
+        yield make("lstm_cell", kernel="backward", run=run, least=12 * size)
+        given = {"input_gates": some(3 * ELEMENTS), "hidden_gates": some(3 * ELEMENTS), "h": some()}
+        run = on.pass_of("gru", GruArgs(**cell), **given, h_new=like)
+        yield make("gru_cell", kernel="forward", run=run, least=8 * size)
+        grads = {"grad_input_gates": three, "grad_hidden_gates": three, "grad_h": like}
+        run = on.pass_of("gru_backward", GruBackwardArgs(**cell), grad=some(), **given, **grads)
+        yield make("gru_cell", kernel="backward", run=run, least=15 * size)
+
+
 class Machine:
     """The machine code of PTX, assembled where it is asked for."""
 
@@ -187,6 +260,7 @@ def _budget(machine: Machine, name: str, dtype: str, kernel: str, run: Any, leas
         spills={arch: (code.spill_stores or 0) + (code.spill_loads or 0) for arch, code in codes.items()},
         stack={arch: code.stack for arch, code in codes.items()},
         widths=" ".join(map(str, widths)),
+        sectors=min(row["efficiency"] for row in main),
         bytes=(moved["unique_read_bytes"] + moved["unique_written_bytes"]) / ELEMENTS,
         least=least,
         slots=slots,
@@ -216,7 +290,7 @@ def main() -> int:
     missed = []
     rows = budgets(only)
     if options.blocks:
-        rows = itertools.chain(rows, block_budgets(only))
+        rows = itertools.chain(rows, block_budgets(only), operator_budgets([*only]))
     for b in rows:
         pairs = ["/".join(str(of[arch]) for arch in ARCHITECTURES) for of in (b.registers, b.spills, b.stack)]
         ratio = f"{b.ratio:.2f}" + (f" ({b.excuse})" if b.ratio >= 1 and b.excuse else "")

@@ -625,10 +625,10 @@ def test_statistics_of_nothing_launch_nothing(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=slow)], ids=["sample", "all"])
 def test_budgets(every: bool) -> None:
     """As `python benchmarks/budgets.py --blocks --check` prints them."""
-    from budgets import block_budgets
+    from budgets import block_budgets, operator_budgets
 
-    judged = ALL if every else {torch.bfloat16: ("silu",)}
-    found = list(block_budgets(judged, blocks_library(ALL if every else SAMPLE, units=1)))
-    assert len(found) == 9 * sum(map(len, judged.values()))
+    judged, built = ALL if every else {torch.bfloat16: ("silu",)}, blocks_library(ALL if every else SAMPLE, units=1)
+    found = [*block_budgets(judged, built), *operator_budgets([*judged], built)]
+    assert len(found) == 9 * sum(map(len, judged.values())) + 10 * len(judged)
     missed = [f"{b.activation} {b.dtype} {b.kernel}: {fault}" for b in found for fault in b.faults]
     assert not missed, "\n".join(missed)

@@ -46,33 +46,37 @@ FUSEDACT_DEVICE int64_t place_in_row(int64_t e, int64_t channels) {
 
 // ---- pieces side by side --------------------------------------------------------------------------------------------
 
-// A thread has n elements of x, of whole results.
-template <class T>
+// A thread has n elements of x, and their n / pieces results.
+template <class T, int pieces>
 __global__ void __launch_bounds__(block_threads)
     packed_kernel(const Cut s, const T* xs, const Vector bias, T* ys, uint8_t* indices) {
   using C = compute<T>;
-  constexpr int n = per_thread<T>;
+  constexpr int n = per_thread<T>, fewer = n / pieces;
+  const int32_t whole = s.whole / pieces;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * block_threads * n;
-  const auto pieces = static_cast<uint32_t>(s.pieces);
   for (int64_t at = (static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x) * n; at < s.count; at += stride) {
-    const Pack<T, n> x = load<T, n>(xs + at, static_cast<int32_t>(min(s.count - at, int64_t{n})), s.whole);
-    int64_t channel = place_in_row(at, s.channels), to = at / pieces;
-    Best<C> best{};
+    const auto left = static_cast<int32_t>(min(s.count - at, int64_t{n}));
+    const Pack<T, n> x = load<T, n>(xs + at, left, s.whole);
+    int64_t channel = place_in_row(at, s.channels);
+    Pack<T, fewer> y;
+    Pack<uint8_t, fewer> index;
 #pragma unroll
-    for (int i = 0; i < n; ++i) {
-      const uint32_t piece = i & (pieces - 1);  // a power of two here
-      const C v = at + i < s.count ? with_bias<C>(x.v[i], bias, channel) : C(0);
-      if (piece == 0)
-        best = {v, 0};
-      else
-        best.meet(v, piece);
-      if (piece == pieces - 1 && at + i < s.count) {
-        ys[to] = narrow<T>(best.value);
-        indices[to] = static_cast<uint8_t>(best.which);
-        ++to;
+    for (int o = 0; o < fewer; ++o) {
+      Best<C> best{};
+#pragma unroll
+      for (int j = 0; j < pieces; ++j) {
+        const C v = o * pieces < left ? with_bias<C>(x.v[o * pieces + j], bias, channel) : C(0);
+        if (j == 0)
+          best = {v, 0};
+        else
+          best.meet(v, j);
+        if (++channel == s.channels) channel = 0;
       }
-      if (++channel == s.channels) channel = 0;
+      y.v[o] = narrow<T>(best.value);
+      index.v[o] = static_cast<uint8_t>(best.which);
     }
+    store(ys + at / pieces, y, left / pieces, whole);
+    store(indices + at / pieces, index, left / pieces, whole);
   }
 }
 
@@ -93,7 +97,25 @@ __global__ void __launch_bounds__(block_threads)
   }
 }
 
-// n elements of grad_x.
+// n elements of grad_x, of n / pieces results.
+template <class T, int pieces>
+__global__ void __launch_bounds__(block_threads)
+    unpacked_kernel(const Cut s, const T* grads, const uint8_t* indices, T* grad_xs) {
+  constexpr int n = per_thread<T>, fewer = n / pieces;
+  const int32_t whole = s.whole / pieces;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * block_threads * n;
+  for (int64_t at = (static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x) * n; at < s.count; at += stride) {
+    const auto left = static_cast<int32_t>(min(s.count - at, int64_t{n}));
+    const Pack<T, fewer> grad = load<T, fewer>(grads + at / pieces, left / pieces, whole);
+    const Pack<uint8_t, fewer> index = load<uint8_t, fewer>(indices + at / pieces, left / pieces, whole);
+    Pack<T, n> result;
+#pragma unroll
+    for (int i = 0; i < n; ++i) result.v[i] = index.v[i / pieces] == i % pieces ? grad.v[i / pieces] : T(0.0f);
+    store(grad_xs + at, result, left, s.whole);
+  }
+}
+
+// n elements of grad_x, where results do not lie so.
 template <class T>
 __global__ void __launch_bounds__(block_threads)
     scatter_kernel(const Cut s, const T* grads, const uint8_t* indices, T* grad_xs) {
@@ -199,15 +221,29 @@ template <class T>
 Cut cut_of(const Shape& s, int64_t pieces, std::initializer_list<const void*> pointers, const uint8_t* indices) {
   constexpr int n = per_thread<T>;
   Cut c{s.channels, pieces, s.channels / pieces, s.inner, s.numel(), 1, 0, 0};
-  bool whole = aligned(16, pointers);
+  bool whole = aligned(16, pointers) && aligned(n, {indices});
   if (s.inner > 1) {
     c.count = s.outer * c.outputs;
     c.across = up(s.inner, warp * n);
     c.units = up(c.count, lines) * c.across;
-    whole = whole && s.inner % n == 0 && aligned(n, {indices});
+    whole = whole && s.inner % n == 0;
   }
   c.whole = whole ? n : INT32_MAX;
   return c;
+}
+
+// f<pieces>(), if so many divide a thread's n elements.
+template <int n, class F>
+bool with_pieces(int64_t pieces, F f) {
+  const auto one = [&]<int some>() {
+    if constexpr (n % some == 0) {
+      if (pieces == some) f.template operator()<some>();
+      return pieces == some;
+    }
+    return false;
+  };
+  return one.template operator()<1>() || one.template operator()<2>() || one.template operator()<4>() ||
+         one.template operator()<8>();
 }
 
 template <class T>
@@ -216,13 +252,13 @@ void forward(const MaxoutArgs& a, Stream stream) {
   const T* x = static_cast<const T*>(a.x);
   T* y = static_cast<T*>(a.y);
   const bool apart = a.shape.inner > 1;
-  Cut c = apart ? cut_of<T>(a.shape, a.pieces, {x, y}, a.indices) : cut_of<T>(a.shape, a.pieces, {x}, nullptr);
+  Cut c = cut_of<T>(a.shape, a.pieces, {x, y}, a.indices);
+  const auto packed = [&](auto kernel) {
+    kernel<<<blocks_for(up(c.count, block_threads * n)), block_threads, 0, stream>>>(c, x, a.bias, y, a.indices);
+  };
   if (apart) {
     apart_kernel<T><<<blocks_for(c.units), block_threads, 0, stream>>>(c, x, a.bias, y, a.indices);
-  } else if (n % a.pieces == 0) {
-    packed_kernel<T>
-        <<<blocks_for(up(c.count, block_threads * n)), block_threads, 0, stream>>>(c, x, a.bias, y, a.indices);
-  } else {
+  } else if (!with_pieces<n>(a.pieces, [&]<int pieces>() { packed(packed_kernel<T, pieces>); })) {
     c.count /= a.pieces;
     single_kernel<T><<<blocks_for(up(c.count, block_threads)), block_threads, 0, stream>>>(c, x, a.bias, y, a.indices);
   }
@@ -233,13 +269,15 @@ void backward(const MaxoutBackwardArgs& a, Stream stream) {
   constexpr int n = per_thread<T>;
   const T* grad = static_cast<const T*>(a.grad);
   T* grad_x = static_cast<T*>(a.grad_x);
+  Cut c = cut_of<T>(a.shape, a.pieces, {grad, grad_x}, a.indices);
+  const auto blocks = blocks_for(up(c.count, block_threads * n));
   if (a.shape.inner > 1) {
-    const Cut c = cut_of<T>(a.shape, a.pieces, {grad, grad_x}, a.indices);
     spread_kernel<T><<<blocks_for(c.units), block_threads, 0, stream>>>(c, grad, a.indices, grad_x);
-  } else {
-    const Cut c = cut_of<T>(a.shape, a.pieces, {grad_x}, nullptr);
-    scatter_kernel<T>
-        <<<blocks_for(up(c.count, block_threads * n)), block_threads, 0, stream>>>(c, grad, a.indices, grad_x);
+  } else if (!with_pieces<n>(a.pieces, [&]<int pieces>() {
+               unpacked_kernel<T, pieces><<<blocks, block_threads, 0, stream>>>(c, grad, a.indices, grad_x);
+             })) {
+    c.whole = aligned(16, {grad_x}) ? n : INT32_MAX;  // which reads its gradients one by one
+    scatter_kernel<T><<<blocks, block_threads, 0, stream>>>(c, grad, a.indices, grad_x);
   }
 }
 

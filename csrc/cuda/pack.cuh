@@ -94,13 +94,14 @@ FUSEDACT_DEVICE Pack<T, n> load(const T* p, int32_t left, int32_t whole) {
   }
   return x;
 }
+// An instruction by name: an assignment the compiler takes apart, and shares its parts with the other branch.
 template <class T, int n>
 FUSEDACT_DEVICE void store(T* p, const Pack<T, n>& x, int32_t left, int32_t whole) {
   constexpr int pieces = n * sizeof(T) > 16 ? n * sizeof(T) / 16 : 1;
   if (left >= whole) {
     if constexpr (n * sizeof(T) >= 16) {
 #pragma unroll
-      for (int i = 0; i < pieces; ++i) reinterpret_cast<uint4*>(p)[i] = reinterpret_cast<const uint4*>(&x)[i];
+      for (int i = 0; i < pieces; ++i) __stwb(reinterpret_cast<uint4*>(p) + i, reinterpret_cast<const uint4*>(&x)[i]);
     } else {
       *reinterpret_cast<Pack<T, n>*>(p) = x;
     }
