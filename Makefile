@@ -35,10 +35,12 @@ EDITABLE = build/editable-$(shell $(BIN)/python -c 'import sys; print(sys.implem
 SOURCE_TESTS := adding cpp cuda docs fuse import isa kernels_source lab proof ptx registry zoo
 SANITIZERS ?= address undefined thread
 SANITIZE_ISAS ?= avx2
+FUZZ_CXX ?= clang++
+FUZZ_RUNS ?= 1000000
 FORMATTED = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build cuda demo docs test bench bench-all lint lint-python lint-types lint-cpp format proof proof-full sanitize generate wheel wheel-cuda wheel-test clean FORCE
+.PHONY: help build cuda demo docs test bench bench-all lint lint-python lint-types lint-cpp format proof proof-full sanitize fuzz generate wheel wheel-cuda wheel-test clean FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -99,6 +101,13 @@ sanitize: build ## those programs under ASan, UBSan and TSan (SANITIZERS names t
 	    -DFUSEDACT_PROOF=ON -DFUSEDACT_ISAS=$(SANITIZE_ISAS) -DFUSEDACT_SANITIZE=$$sanitizer && \
 	  PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/cmake --build build/sanitize-$$sanitizer --target proofs && \
 	  $(BIN)/ctest --test-dir build/sanitize-$$sanitizer --output-on-failure || exit 1; done
+
+fuzz: build ## libFuzzer on the kernels, under ASan and UBSan (FUZZ_RUNS inputs; FUZZ_CXX is a clang)
+	PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/cmake -S . -B build/fuzz -GNinja -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	  -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) -DFUSEDACT_PROOF=ON -DFUSEDACT_ISAS=$(SANITIZE_ISAS) -DFUSEDACT_SANITIZE=fuzzer-no-link,address,undefined
+	PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/cmake --build build/fuzz --target proof_fuzz
+	mkdir -p build/fuzz/corpus
+	build/fuzz/tests/native/proof_fuzz build/fuzz/corpus -runs=$(FUZZ_RUNS) -max_len=64 -len_control=0
 
 generate: build ## write what is made from the registry: type stubs, docs/activations.md; and docs/accuracy.md
 	$(BIN)/python -m fusedact.stubs

@@ -816,6 +816,30 @@ def test_globals_that_change_later(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(fused(x), model(x))
 
 
+EVERYBODYS = nn.GELU()
+
+
+class CallsEverybodys(Block):
+    """An activation module that no model contains, as Transformers' `gelu`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return EVERYBODYS(self.fc(x))
+
+
+def test_modules_outside_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = CallsEverybodys(), torch.randn(5, 8)
+    fused = fusedact.fuse(model)
+    assert ran(fused, x) == {"bias": 1}
+    assert type(EVERYBODYS) is nn.GELU
+    seen: list[Tensor] = []
+    with EVERYBODYS.register_forward_pre_hook(lambda m, args: seen.append(args[0])):
+        fused(x)
+    torch.testing.assert_close(seen, [model.fc(x)], rtol=1e-6, atol=1e-6)
+    assert ran(fused, x) == {"bias": 1}
+    monkeypatch.setattr(EVERYBODYS, "approximate", "tanh")
+    torch.testing.assert_close(fused(x), model(x))
+
+
 def test_a_function_that_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a notebook: the same name and the same text of the caller, another function."""
 

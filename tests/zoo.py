@@ -123,3 +123,26 @@ ZOO: tuple[Animal, ...] = (
         suppress_tokens=None, begin_suppress_tokens=None),
     _hf("GptOssForCausalLM", "GptOssConfig", **LLAMA, head_dim=8, num_local_experts=4, num_experts_per_tok=2),
 )  # fmt: skip
+
+# Nobody looked at these while the rewriting was written: other families, gates, experts and heads.
+STRANGERS: tuple[Animal, ...] = (
+    _tv("squeezenet1_1", 64),
+    _tv("densenet121", 64),
+    _tv("shufflenet_v2_x0_5", 64),
+    _timm("mobilevit_xxs", 64),
+    _timm("edgenext_xx_small", 64),
+    _timm("fastvit_t8", 64),
+    _timm("poolformer_s12", 64),
+    _timm("cait_xxs24_224", None),
+    _timm("xcit_nano_12_p16_224", None),
+    _timm("eva02_tiny_patch14_224", None),
+    _hf("RobertaForMaskedLM", "RobertaConfig", **SMALL),
+    _hf("AlbertModel", "AlbertConfig", **SMALL, embedding_size=16),
+    _hf("BloomForCausalLM", "BloomConfig", vocab_size=99, hidden_size=32, n_layer=2, n_head=4),
+    _hf("FalconForCausalLM", "FalconConfig", vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
+    _hf("MixtralForCausalLM", "MixtralConfig", **LLAMA, num_local_experts=4),
+    _hf("Phi3ForCausalLM", "Phi3Config", **LLAMA),
+    _hf("ModernBertModel", "ModernBertConfig", **SMALL, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        cls_token_id=1, sep_token_id=2),
+    _hf("DebertaV2Model", "DebertaV2Config", **SMALL),
+)  # fmt: skip

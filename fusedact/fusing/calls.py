@@ -7,6 +7,7 @@ Knows nothing of sources; allocates nothing of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -334,13 +335,36 @@ def chain(sequential: Any, input: Any) -> Any:
 Check = Callable[[tuple[Any, ...]], bool]
 
 
+@dataclass(frozen=True)
+class Outside:
+    """An activation module that the author calls but the model does not contain: its class stays what it is."""
+
+    module: nn.Module
+    role: Role
+    found: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Outside:
+        """Such a module as it is now."""
+        role = module_role(module)
+        assert role is not None
+        return cls(module, role, _as_found(module, role))
+
+    def same(self, value: Any) -> bool:
+        """Whether it is still that module, with the same settings and no hooks."""
+        return value is self.module and plain(value) and _as_found(value, self.role) == self.found
+
+
 def checker(expected: tuple[Any, ...]) -> Check:
     """Whether live values are those that were there at fusing; a module is the same if its role is."""
     wanted = tuple(found(e) if isinstance(e, nn.Module) else e for e in expected)
 
     def check(live: tuple[Any, ...]) -> bool:
         for value, want in zip(live, wanted, strict=True):
-            if isinstance(value, nn.Module):
+            if isinstance(want, Outside):
+                if not want.same(value):
+                    return False
+            elif isinstance(value, nn.Module):
                 if _as_found(value, getattr(type(value), ROLE, None)) != want or not plain(value):
                     return False
             elif value is not want and value != want:

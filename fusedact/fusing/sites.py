@@ -149,7 +149,7 @@ class _Finder:
         if any(v.function is not None and v.function.kind == "constant" for v in cone.leaves):
             return None  # calls None: this instance never gets here
         module = root.function.object if root.function is not None else None
-        if isinstance(module, nn.Module):
+        if isinstance(module, nn.Module) and _inside(self.reader, module):
             if len(cone.inner) > 1 or len(cone.leaves) != 1:
                 return None
             return self.module_site(cone, module)
@@ -461,7 +461,7 @@ class Formula:
             raise Left("its formula cannot be evaluated") from None
         self.expected = tuple(self.found)
         self.modules = tuple(m for m in self.found if isinstance(m, nn.Module))
-        stand_ins = [_forward_of(m) if isinstance(m, nn.Module) else m for m in self.found]
+        stand_ins = [_stand_in(f) for f in self.found]
         self.probe: Callable[..., Any] = lambda *leaves: self.call(*leaves, *stand_ins)
         # What tells formulas apart: the text, what its names stand for, and what was read. Objects are kept, not their
         # ids, so that none can take the place of another that is gone.
@@ -493,6 +493,8 @@ class Formula:
                 return ast.Constant(value.object)
             if isinstance(node, ast.Name) and value.node is not node:
                 return self.copy(value.node)
+            if isinstance(value.object, nn.Module):
+                return self.read(node, value.object)
             self.objects.append(value.object)
             return copy.deepcopy(node)
         if id(value) not in self.inner:
@@ -509,7 +511,8 @@ class Formula:
             if ast.dump(known) == text:
                 return _load(f"live_{i}")
         self.nodes.append(copy.deepcopy(node))
-        self.found.append(found)
+        outside = isinstance(found, nn.Module) and not _inside(self.reader, found)
+        self.found.append(calls.Outside.of(found) if outside else found)
         return _load(f"live_{len(self.nodes) - 1}")
 
     def live(self) -> ast.expr:
@@ -517,7 +520,16 @@ class Formula:
         return ast.Tuple([copy.deepcopy(n) for n in self.nodes], ast.Load())
 
 
-def _forward_of(module: nn.Module) -> Callable[..., Any]:
+def _inside(reader: Reader, module: nn.Module) -> bool:
+    """Whether fusing the instance gives `module` the class of a fused one."""
+    return reader.instance is not None and any(m is module for m in reader.instance.modules())
+
+
+def _stand_in(found: Any) -> Any:
+    """What is probed in the place of something read off the instance: a module without its hooks."""
+    module = found.module if isinstance(found, calls.Outside) else found
+    if not isinstance(module, nn.Module):
+        return module
     forward = type(module).forward
     return lambda *inputs: forward(module, *inputs)
 

@@ -1,5 +1,5 @@
 // Random cases without end, or as many as asked for; a case that failed again, from its seed. Stands in for libFuzzer where there
-// is no clang, with the same entry point; `guided` in CMakeLists.txt is the one with it.
+// is no clang, with the same entry point: `make fuzz` is the one with it.
 //
 //   proof_cases [--count N] [--seed S]     (default 100,000 from seed 1; the seed of a failure is printed)
 #include <chrono>
