@@ -59,7 +59,7 @@ def gated_act(
         layout: where the halves lie along `dim`: "concat", one after the other, or "interleaved", element by element
             (gpt-oss). Two tensors have none.
         limit: None, or a positive bound: the gate becomes min(gate, limit) and the value clamp(value, -limit, limit),
-            each after its bias. As for torch.clamp, the gradient passes at the bound itself.
+            each after its bias. The gradient passes at the bound itself, as torch.clamp's up to torch 2.13 (0 in 2.14).
         alpha: activation(alpha * gate) / alpha stands in place of activation(gate), which for silu is gpt-oss's
             gate * sigmoid(alpha * gate); the slope at 0 stays what it is. Where the activation has an alpha of its
             own (elu, celu), it is that one.

@@ -19,7 +19,7 @@ struct Read<T, Saved::mask> {
 };
 
 template <template <class> class A, class T, Saved kind, bool weighted, class C = compute_t<A, T>>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, 1)
     backward_kernel(const Tiles t, const T* grads, const void* saved, const Vector biases, const Vector weights,
                     const A<C> shared, const Epilogue<C> epilogue, T* grad_xs, C* partial_bias, C* partial_weight) {
   constexpr int n = per_thread<T>;

@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(block_threads, blocks_of<T, C>)
         },
         [&](const Two<T, n>& read, uint32_t at, int32_t left) {
           if constexpr (weighted) meet_own(weight, weights, p, at, left);
-          C g[n], x[n], v[n], r[n], w[n];
+          C g[n], x[n], v[n];
 #pragma unroll
           for (int i = 0; i < n; ++i) g[i] = widen<C>(read.first.v[i]);
           if (dropout.source != Dropout::Source::none) {
@@ -127,31 +127,21 @@ __global__ void __launch_bounds__(block_threads, blocks_of<T, C>)
             for (int i = 0; i < n; ++i)
               if (!epilogue.passes(functor<weighted>(shared, weight.v[i]).forward(v[i]))) g[i] = 0;
           }
+          Pack<T, n> grad_x;
 #pragma unroll
           for (int i = 0; i < n; ++i) {
             const auto& f = functor<weighted>(shared, weight.v[i]);
-            r[i] = gradient(f, g[i], v[i]);
-            w[i] = partial_scale ? r[i] * x[i] : C(0);
+            const C r = gradient(f, g[i], v[i]);
+            C w = partial_scale ? r * x[i] : C(0);
             if constexpr (weighted) {
-              if (partial_weight) w[i] = g[i] * f.weight_derivative(v[i]);
+              if (partial_weight) w = g[i] * f.weight_derivative(v[i]);
             }
+            grad_x.v[i] = narrow<T>(r * scale.v[i]);
+            // What stands in for the elements beyond the end may have an infinite derivative.
+            sum[i] += i < left ? r : C(0);
+            second[i] += i < left ? w : C(0);
           }
-          if (grad_xs) {
-            Pack<T, n> grad_x;
-#pragma unroll
-            for (int i = 0; i < n; ++i) grad_x.v[i] = narrow<T>(r[i] * scale.v[i]);
-            store(grad_xs + p.base + at, grad_x, left, p.whole);
-          }
-          if (left < n) {  // what stands in for the elements beyond the end may have an infinite derivative
-#pragma unroll
-            for (int i = 0; i < n; ++i)
-              if (i >= left) r[i] = w[i] = 0;
-          }
-#pragma unroll
-          for (int i = 0; i < n; ++i) {
-            sum[i] += r[i];
-            second[i] += w[i];
-          }
+          if (grad_xs) store(grad_xs + p.base + at, grad_x, left, p.whole);
         });
     if (partial_bias) leave_sums(partial_bias, sum, t, unit, p, scratch);
     if (partial_scale) leave_sums(partial_scale, second, t, unit, p, scratch);

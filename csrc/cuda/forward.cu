@@ -5,7 +5,7 @@ namespace fusedact::cuda {
 namespace {
 
 template <template <class> class A, class T, bool weighted, class C = compute_t<A, T>>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, 1)
     forward_kernel(const Tiles t, const T* xs, const Vector biases, const Vector weights, const A<C> shared,
                    const Epilogue<C> epilogue, T* ys, uint8_t* mask) {
   constexpr int n = per_thread<T>;

@@ -122,7 +122,7 @@ struct Changes {
 // ---- forward --------------------------------------------------------------------------------------------------------
 
 template <template <class> class A, class T, class C = compute_t<A, T>>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, 1)
     gated_forward_kernel(const Tiles t, const Sides sides, const T* gates, const T* values, const Vector gate_biases,
                          const Vector value_biases, const A<C> f, const Changes<C> changes, T* ys) {
   constexpr int n = per_thread<T>;
@@ -194,34 +194,24 @@ __global__ void __launch_bounds__(block_threads, blocks_of<T, C>)
         },
         [&](const Read<T, n>& read, uint32_t at, int32_t left) {
           Both<T, n> result;
-          C of_gate[n], of_value[n];
 #pragma unroll
           for (int i = 0; i < n; ++i) {
             const C incoming = widen<C>(read.grad.v[i]);
             const C g = widen<C>(read.x.gate.v[i]) + gate_bias.v[i], v = widen<C>(read.x.value.v[i]) + value_bias.v[i];
             const C x = changes.argument(g);
-            const ValueAndSlope<C> both = times_both(f, x, incoming, incoming * changes.factor(v));
-            of_value[i] = both.value;
-            of_gate[i] = both.slope;
-            if (changes.any) of_value[i] = of_value[i] * changes.scale;
+            ValueAndSlope<C> of = times_both(f, x, incoming, incoming * changes.factor(v));
+            if (changes.any) of.value = of.value * changes.scale;
             if (changes.limited) {  // as torch.clamp: the limits pass the gradient, NaN does not
-              if (!((v >= changes.low) & (v <= changes.high))) of_value[i] = 0;
-              if (!(g <= changes.high)) of_gate[i] = 0;
+              if (!((v >= changes.low) & (v <= changes.high))) of.value = 0;
+              if (!(g <= changes.high)) of.slope = 0;
             }
-            result.gate.v[i] = narrow<T>(of_gate[i]);
-            result.value.v[i] = narrow<T>(of_value[i]);
+            result.gate.v[i] = narrow<T>(of.slope);
+            result.value.v[i] = narrow<T>(of.value);
+            // What stands in for the elements beyond the end may have an infinite derivative.
+            gate_sum[i] += i < left ? of.slope : C(0);
+            value_sum[i] += i < left ? of.value : C(0);
           }
           write_both(grad_gates, grad_values, result, sides, access, at, left);
-          if (left < n) {  // what stands in for the elements beyond the end may have an infinite derivative
-#pragma unroll
-            for (int i = 0; i < n; ++i)
-              if (i >= left) of_gate[i] = of_value[i] = 0;
-          }
-#pragma unroll
-          for (int i = 0; i < n; ++i) {
-            gate_sum[i] += of_gate[i];
-            value_sum[i] += of_value[i];
-          }
         });
     if (partial_gate) leave_sums(partial_gate, gate_sum, t, unit, p, scratch);
     if (partial_value) leave_sums(partial_value, value_sum, t, unit, p, scratch);
