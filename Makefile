@@ -33,10 +33,10 @@ SOURCES := $(shell find csrc cmake -type f ! -name '*.py') CMakeLists.txt
 EDITABLE = build/editable-$(shell $(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')
 # What is about the sources or the tools, not about the package.
 SOURCE_TESTS := adding cpp cuda docs fuse import isa kernels_source lab proof ptx registry zoo
-SANITIZERS ?= address undefined thread
-SANITIZE_ISAS ?= avx2
-FUZZ_CXX ?= clang++
+CLANG ?= $(firstword $(foreach c,clang++ clang++-20 clang++-19 clang++-18 clang++-17 clang++-16,$(shell command -v $(c))) clang++)
 FUZZ_RUNS ?= 1000000
+WITH_TOOLS = PATH="$(abspath $(BIN)):$$PATH"
+CONFIGURE_CHECKED = $(WITH_TOOLS) cmake -S . -GNinja -DPython_EXECUTABLE=$(abspath $(BIN))/python -DFUSEDACT_PROOF=ON
 FORMATTED = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
@@ -95,19 +95,17 @@ proof-full: proof ## every float32 of every row, and float64 against MPFR (hours
 	cd tests && PYTHONPATH=.. $(abspath $(BIN))/python random_operators.py --count 1000000
 	$(BIN)/python -m fusedact accuracy --proof docs/accuracy.jsonl --markdown > docs/accuracy.md
 
-sanitize: build ## those programs under ASan, UBSan and TSan (SANITIZERS names them); compiles the kernels anew (minutes)
-	for sanitizer in $(SANITIZERS); do \
-	  PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/cmake -S . -B build/sanitize-$$sanitizer -GNinja -DPython_EXECUTABLE=$(abspath $(BIN))/python \
-	    -DFUSEDACT_PROOF=ON -DFUSEDACT_ISAS=$(SANITIZE_ISAS) -DFUSEDACT_SANITIZE=$$sanitizer && \
-	  PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/cmake --build build/sanitize-$$sanitizer --target proofs && \
-	  $(BIN)/ctest --test-dir build/sanitize-$$sanitizer --output-on-failure || exit 1; done
+sanitize: build ## those programs under ASan and UBSan (by clang) and under TSan; compiles the kernels anew (ten minutes)
+	$(CONFIGURE_CHECKED) -B build/sanitize -DCMAKE_CXX_COMPILER=$(CLANG) -DFUSEDACT_ISAS=avx2 -DFUSEDACT_SANITIZE=fuzzer-no-link,address,undefined
+	$(WITH_TOOLS) cmake --build build/sanitize --target proofs
+	$(WITH_TOOLS) ctest --test-dir build/sanitize --output-on-failure
+	$(CONFIGURE_CHECKED) -B build/sanitize-thread -DFUSEDACT_ISAS= -DFUSEDACT_SANITIZE=thread  # the threads of one ISA are those of all
+	$(WITH_TOOLS) cmake --build build/sanitize-thread --target proofs
+	$(WITH_TOOLS) ctest --test-dir build/sanitize-thread --output-on-failure
 
-fuzz: build ## libFuzzer on the kernels, under ASan and UBSan (FUZZ_RUNS inputs; FUZZ_CXX is a clang)
-	PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/cmake -S . -B build/fuzz -GNinja -DPython_EXECUTABLE=$(abspath $(BIN))/python \
-	  -DCMAKE_CXX_COMPILER=$(FUZZ_CXX) -DFUSEDACT_PROOF=ON -DFUSEDACT_ISAS=$(SANITIZE_ISAS) -DFUSEDACT_SANITIZE=fuzzer-no-link,address,undefined
-	PATH="$(abspath $(BIN)):$$PATH" $(abspath $(BIN))/cmake --build build/fuzz --target proof_fuzz
-	mkdir -p build/fuzz/corpus
-	build/fuzz/tests/native/proof_fuzz build/fuzz/corpus -runs=$(FUZZ_RUNS) -max_len=64 -len_control=0
+fuzz: sanitize ## libFuzzer on the kernels, under ASan and UBSan (FUZZ_RUNS=1000000 inputs)
+	mkdir -p build/corpus
+	build/sanitize/tests/native/proof_fuzz build/corpus -runs=$(FUZZ_RUNS) -max_len=64 -len_control=0
 
 generate: build ## write what is made from the registry: type stubs, docs/activations.md; and docs/accuracy.md
 	$(BIN)/python -m fusedact.stubs

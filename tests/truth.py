@@ -106,7 +106,7 @@ def _logsigmoid(x: Tensor) -> Triple:
 
 def _tanh(x: Tensor, cap: float = 1.0) -> Triple:
     t, q = torch.tanh(x / cap), _sech2(x / cap)
-    return cap * t, q, -2 * t * q / cap
+    return torch.where(x.abs() < 1e-100, x, cap * t), q, -2 * t * q / cap  # x / cap may be subnormal
 
 
 def _tanhshrink(x: Tensor) -> Triple:
