@@ -328,6 +328,7 @@ TORCH_LIBRARY_IMPL(fusedact, Autograd, m) {
   m.impl("bias_act.out", Flat<bias_act_out_autograd>::call);
   m.impl("bias_act_mask", Flat<bias_act_mask_autograd>::call);
   m.impl("bias_act_backward", Flat<bias_act_backward_autograd>::call);
+  m.impl("bias_act_backward.mask", Flat<bias_act_backward_autograd>::call);
   m.impl("bias_act_double_backward", Flat<bias_act_double_backward_autograd>::call);
 }
 

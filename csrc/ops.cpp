@@ -84,15 +84,19 @@ void raise_no_kernel(const c10::OperatorHandle& op, c10::Stack* stack) {
 #define FUSEDACT_SCALARS "str activation, float[] params, int dim, float gain, float? clamp_min, float? clamp_max"
 
 TORCH_LIBRARY(fusedact, m) {
-  // The mask lies in the order of the input's memory: a compiler must keep the strides that it traced with.
-  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides};
+  // A compiler may lay tensors out as it likes (convolutions, channels last), but where a mask's bits lie in the order of
+  // the input's memory: there it must keep the strides that it traced with.
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag, at::Tag::flexible_layout};
+  const std::vector<at::Tag> strict{at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides};
   m.def("bias_act(Tensor input, " FUSEDACT_TENSORS FUSEDACT_SCALARS ", str save) -> Tensor", tags);
-  m.def("bias_act_(Tensor(a!) input, " FUSEDACT_TENSORS FUSEDACT_SCALARS ", str save) -> ()", tags);
-  m.def("bias_act.out(Tensor input, " FUSEDACT_TENSORS FUSEDACT_SCALARS ", str save, *, Tensor(a!) out) -> ()", tags);
-  m.def("bias_act_mask(Tensor input, " FUSEDACT_TENSORS FUSEDACT_SCALARS ") -> (Tensor output, Tensor mask)", tags);
-  m.def("bias_act_backward(Tensor grad, Tensor saved, " FUSEDACT_TENSORS FUSEDACT_SCALARS
-        ", str save, bool grad_bias, bool grad_weight) -> (Tensor grad_input, Tensor grad_bias, Tensor grad_weight)",
-        tags);
+  m.def("bias_act_(Tensor(a!) input, " FUSEDACT_TENSORS FUSEDACT_SCALARS ", str save) -> ()", strict);
+  m.def("bias_act.out(Tensor input, " FUSEDACT_TENSORS FUSEDACT_SCALARS ", str save, *, Tensor(a!) out) -> ()", strict);
+  m.def("bias_act_mask(Tensor input, " FUSEDACT_TENSORS FUSEDACT_SCALARS ") -> (Tensor output, Tensor mask)", strict);
+#define FUSEDACT_BACKWARD                                          \
+  "(Tensor grad, Tensor saved, " FUSEDACT_TENSORS FUSEDACT_SCALARS \
+  ", str save, bool grad_bias, bool grad_weight) -> (Tensor grad_input, Tensor grad_bias, Tensor grad_weight)"
+  m.def("bias_act_backward" FUSEDACT_BACKWARD, tags);
+  m.def("bias_act_backward.mask" FUSEDACT_BACKWARD, strict);  // saved is a mask, save says so
   m.def("bias_act_double_backward(Tensor u, Tensor grad, Tensor saved, Tensor? bias, " FUSEDACT_SCALARS
         ", str save, bool grad_bias) -> (Tensor grad_grad, Tensor grad_saved, Tensor grad_bias)",
         tags);
@@ -106,12 +110,13 @@ TORCH_LIBRARY_IMPL(fusedact, Meta, m) {
   m.impl("bias_act.out", Flat<bias_act_out_meta>::call);
   m.impl("bias_act_mask", Flat<bias_act_mask_meta>::call);
   m.impl("bias_act_backward", Flat<bias_act_backward_meta>::call);
+  m.impl("bias_act_backward.mask", Flat<bias_act_backward_meta>::call);
   m.impl("bias_act_double_backward", Flat<bias_act_double_backward_meta>::call);
 }
 
 TORCH_LIBRARY_IMPL(fusedact, CompositeExplicitAutograd, m) {
-  for (const char* op :
-       {"bias_act", "bias_act_", "bias_act.out", "bias_act_mask", "bias_act_backward", "bias_act_double_backward"})
+  for (const char* op : {"bias_act", "bias_act_", "bias_act.out", "bias_act_mask", "bias_act_backward",
+                         "bias_act_backward.mask", "bias_act_double_backward"})
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<raise_no_kernel>());
 }
 
@@ -151,7 +156,9 @@ Masked bias_act_mask(const Tensor& input, const OptTensor& bias, const OptTensor
 
 Gradients bias_act_backward(const Tensor& grad, const Tensor& saved, const OptTensor& bias, const OptTensor& weight,
                             const Call& c, bool grad_bias, bool grad_weight) {
-  static auto op = handle<bias_act_backward_meta>("fusedact::bias_act_backward");
+  static auto plain = handle<bias_act_backward_meta>("fusedact::bias_act_backward");
+  static auto of_mask = handle<bias_act_backward_meta>("fusedact::bias_act_backward", "mask");
+  const auto& op = c.save == "mask" ? of_mask : plain;
   return op.call(grad, saved, bias, weight, c.activation, c.params, c.dim, c.gain, c.clamp_min, c.clamp_max, c.save,
                  grad_bias, grad_weight);
 }

@@ -163,6 +163,7 @@ struct Passes {
     m.impl("bias_act.out", Flat<bias_act_out>::call);
     m.impl("bias_act_mask", Flat<bias_act_mask>::call);
     m.impl("bias_act_backward", Flat<bias_act_backward>::call);
+    m.impl("bias_act_backward.mask", Flat<bias_act_backward>::call);
     m.impl("bias_act_double_backward", Flat<bias_act_double_backward>::call);
   }
 };

@@ -215,6 +215,7 @@ TORCH_LIBRARY_IMPL(fusedact, FuncTorchBatched, m) {
   m.impl("bias_act.out", Flat<bias_act_out_batched>::call);
   m.impl("bias_act_mask", Flat<bias_act_mask_batched>::call);
   m.impl("bias_act_backward", Flat<bias_act_backward_batched>::call);
+  m.impl("bias_act_backward.mask", Flat<bias_act_backward_batched>::call);
   m.impl("bias_act_double_backward", Flat<bias_act_double_backward_batched>::call);
 }
 

@@ -94,11 +94,15 @@ def run(
         raise TypeError("inplace=True writes over `input`, out= into another tensor: give one of the two")
     settings = (weight, kernel, scalars, dim, gain, low, high, save)
     if is_dynamo_compiling() or ((inplace or out is not None) and torch.compiler.is_compiling()):
+        training = lowering.training(input, bias, weight)
+        given = input.clone() if inplace and training else input  # backward may read it; a compiler drops the copy
         result: Tensor
-        if not inplace and _torchs_own(input, bias, resolved, dim):
-            result = lowering.bias_act(kernel, scalars, input, bias, dim, gain, low, high)
+        if _torchs_own(input, bias, resolved, dim):
+            result = lowering.bias_act(kernel, scalars, given, bias, dim, gain, low, high)
+        elif (inplace or out is not None) and not training and not torch.compiler.is_exporting():
+            return _overridden(input, bias, settings, inplace, out)
         else:
-            result = torch.ops.fusedact.bias_act(input, bias, *settings)  # a compiler places results itself
+            result = torch.ops.fusedact.bias_act(given, bias, *settings)
         return input.copy_(result) if inplace else result if out is None else out.copy_(result)
     if has_torch_function_variadic(input, bias, weight, out):
         return _overridden(input, bias, settings, inplace, out)
@@ -118,7 +122,7 @@ def _torchs_own(input: Tensor, bias: Tensor | None, resolved: registry.Resolved,
         is_dynamo_compiling()
         and weight is None
         and lowering.fits(input, bias, dim)
-        and lowering.torchs_own(kernel, input.numel(), input, bias)
+        and lowering.torchs_own(kernel, input.numel(), bias, input)
     )
 
 

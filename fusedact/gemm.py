@@ -107,7 +107,7 @@ def _torchs_own(kernel: str, input: Tensor, weight: Tensor, bias: Tensor | None)
     if bias is not None and (bias.dim() != 1 or bias.size(0) != weight.size(0) or bias.dtype != input.dtype):
         return False
     numel = math.prod(input.shape[:-1]) * weight.size(0)
-    return input.size(-1) == weight.size(1) and lowering.torchs_own(kernel, numel, input, weight, bias)
+    return input.size(-1) == weight.size(1) and lowering.torchs_own(kernel, numel, bias, input, weight)
 
 
 def _explained(error: TypeError, name: str, *arguments: Any) -> TypeError:

@@ -43,7 +43,7 @@ ALSO_IN_TORCH: dict[str, Callable[..., Tensor]] = {
     "threshold": F.threshold,
 }
 
-# A multiplication or two per element: without gradients nothing is left to save but the cut.
+# A multiplication or two per element: nothing is left to save but the cut, unless a bias wants its gradient.
 CHEAP = {"relu", "relu6", "leaky_relu", "hardtanh", "hardsigmoid", "hardswish", "hardshrink", "softshrink", "threshold"}
 
 
@@ -54,17 +54,21 @@ def _known(holds: bool) -> bool:
     return statically_known_true(holds)
 
 
-def torchs_own(kernel: str, numel: int, *tensors: Tensor | None) -> bool:
-    """Whether torch's function is to stand for `kernel` over `numel` elements; `tensors` tell if gradients are wanted.
+def training(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with them."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def torchs_own(kernel: str, numel: int, bias: Tensor | None, *tensors: Tensor | None) -> bool:
+    """Whether torch's function is to stand for `kernel` over `numel` elements; the tensors tell if this is training.
 
     Never where a program is exported: what is deployed keeps the operator, and with it the accuracy.
     """
     if kernel not in ALSO_IN_TORCH or torch.compiler.is_exporting():
         return False
-    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if kernel in CHEAP and not training:
+    if kernel in CHEAP and not training(bias):
         return True
-    return _known(numel <= (SMALL_IN_TRAINING if training else SMALL))
+    return _known(numel <= (SMALL_IN_TRAINING if training(bias, *tensors) else SMALL))
 
 
 def fits(input: Tensor, bias: Tensor | None, dim: int) -> bool:

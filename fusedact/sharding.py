@@ -141,10 +141,11 @@ def register() -> None:
 
     propagator = DTensor._op_dispatcher.sharding_propagator
     for name, rule in RULES.items():
-        operator = getattr(torch.ops.fusedact, name).default
+        packet = getattr(torch.ops.fusedact, name)
         # What follows the tensors (dim, save, which gradients) tells one decision from another.
         info = RuntimeSchemaInfo(len(rule.arguments.split()), needs_pytree=True)
-        propagator.register_op_strategy(operator, functools.partial(_strategy, name), info)
+        for overload in set(packet.overloads()) - {"out"}:
+            propagator.register_op_strategy(getattr(packet, overload), functools.partial(_strategy, name), info)
 
 
 class _Later(importlib.abc.MetaPathFinder):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._inductor.utils import run_and_get_code
 
 import fusedact
 from fusedact import lowering
@@ -58,20 +60,23 @@ LARGE = lowering.SMALL + 1
 
 
 @pytest.mark.parametrize(
-    ("name", "numel", "training", "stays"),
+    ("name", "numel", "training", "with_bias", "stays"),
     [
-        ("gelu", lowering.SMALL, False, False),
-        ("gelu", LARGE, False, True),
-        ("gelu", lowering.SMALL_IN_TRAINING, True, False),
-        ("gelu", lowering.SMALL_IN_TRAINING + 1, True, True),
-        ("relu", LARGE, False, False),  # a loop of its own has nothing to save
-        ("relu", LARGE, True, True),  # but a bias gradient has
-        ("squared_relu", 1, False, True),  # no function of torch's
+        ("gelu", lowering.SMALL, False, False, False),
+        ("gelu", LARGE, False, False, True),
+        ("gelu", lowering.SMALL_IN_TRAINING, True, False, False),
+        ("gelu", lowering.SMALL_IN_TRAINING + 1, True, False, True),
+        ("relu", LARGE, False, True, False),  # a loop of its own has nothing to save
+        ("relu", LARGE, True, False, False),
+        ("relu", LARGE, True, True, True),  # but a bias gradient has
+        ("relu", lowering.SMALL_IN_TRAINING, True, True, False),
+        ("squared_relu", 1, False, False, True),  # no function of torch's
     ],
 )
-def test_where_the_operator_stays(name: str, numel: int, training: bool, stays: bool) -> None:
-    x = torch.randn(numel, requires_grad=training)
-    found = operators(lambda x: fusedact.bias_act(x, None, name), x)
+def test_where_the_operator_stays(name: str, numel: int, training: bool, with_bias: bool, stays: bool) -> None:
+    x = torch.randn(numel, 1, requires_grad=training)
+    bias = torch.randn(1, requires_grad=training) if with_bias else None
+    found = operators(lambda x, b: fusedact.bias_act(x, b, name), x, bias)
     assert found == ["fusedact.bias_act"] * stays
 
 
@@ -85,3 +90,27 @@ def test_what_is_wrong_is_explained_by_the_operator() -> None:
     function = torch.compile(lambda x, b: fusedact.gelu(x, b), backend="aot_eager")
     with pytest.raises(Exception, match="bias has 1 elements, but x has 4 channels"):
         function(torch.randn(3, 4), torch.randn(1))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="Inductor lays out for oneDNN's convolutions")
+def test_convolutions_keep_the_layout_that_inductor_gives_them() -> None:
+    torch._dynamo.reset()
+    net = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), fusedact.nn.GELU(), nn.Conv2d(16, 8, 3, padding=1))
+    x = torch.randn(4, 8, 24, 24)
+    assert lowering.SMALL < 4 * 16 * 24 * 24
+    got, code = run_and_get_code(torch.compile(net), x)
+    channels_last = r"\(4, 16, 24, 24\), \(9216, 1, 384, 16\), 'torch.ops.fusedact.bias_act.default'"
+    assert re.search(channels_last, code[0]), code[0]
+    torch.testing.assert_close(got, net(x))
+
+
+def test_a_mask_survives_a_change_of_layout() -> None:
+    torch._dynamo.reset()
+    first, last = nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+    function = lambda x: last(fusedact.bias_act(first(x), None, "hardtanh", gain=2.0, save="mask"))  # noqa: E731
+    x = torch.randn(4, 8, 24, 24, requires_grad=True)
+    results = []
+    for call in (function, torch.compile(function)):
+        (slope,) = torch.autograd.grad(call(x).square().sum(), x)
+        results.append(slope)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)

@@ -97,7 +97,8 @@ def test_opcheck_with_aot_dispatch(name: str, save: str) -> None:
 def test_every_operator_is_checked() -> None:
     """Here is a list of all operators; a new one must be added, and to the tests above."""
     named = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fusedact::")}
-    known = {"bias_act", "bias_act.out", "bias_act_", "bias_act_mask", "bias_act_backward", "bias_act_double_backward"}
+    known = {"bias_act", "bias_act.out", "bias_act_", "bias_act_mask"}
+    known |= {"bias_act_backward", "bias_act_backward.mask", "bias_act_double_backward"}
     known |= {"bias_act_epilogue", "bias_act_epilogue_backward", "dropout_mask"}  # test_epilogue.py
     known |= {"batch_norm_act", "batch_norm_act_backward"}  # test_batch_norm.py
     known |= {"gated_act", "gated_act_backward"}  # test_gated.py
@@ -188,17 +189,39 @@ def test_dynamic_shapes_do_not_recompile() -> None:
     assert counts[1:] == counts[:1] * 3, f"compiled again for another size: {counts}"
 
 
-def test_compile_in_place_and_out() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(("name", "atol"), [("gelu", 1e-6), ("quick_gelu", 0.0)])  # torch's own gelu, and an operator
+def test_compile_in_place_and_out(name: str, atol: float, backend: str) -> None:
     torch._dynamo.reset()
+    activate = getattr(fusedact, name)
 
-    @torch.compile(fullgraph=True, backend="aot_eager")
-    def function(x: Tensor, bias: Tensor) -> Tensor:
+    @torch.compile(fullgraph=True, backend=backend)
+    def function(x: Tensor, given: Tensor, out: Tensor, bias: Tensor) -> Tensor:
         y = x * 2
-        fusedact.gelu(y, bias, inplace=True)
+        activate(y, bias, inplace=True)  # a temporary
+        activate(given[:, 1:], bias, inplace=True)  # part of an argument
+        activate(y, bias, out=out)
         return y
 
     x, bias = torch.randn(3, 4), torch.randn(4)
-    torch.testing.assert_close(function(x, bias), fusedact.gelu(x * 2, bias), rtol=0, atol=0)
+    given, out = torch.randn(3, 5), torch.empty(3, 4)
+    once = activate(x * 2, bias)
+    wanted = (once, torch.cat([given[:, :1], activate(given[:, 1:], bias)], 1), activate(once, bias))
+    with torch.no_grad():
+        got = function(x, given, out, bias)
+    torch.testing.assert_close((got, given, out), wanted, rtol=0, atol=atol)
+
+    x.requires_grad_()
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def differentiable(x: Tensor, bias: Tensor) -> Tensor:
+        y = x * 2
+        activate(y, bias, inplace=True)
+        return y
+
+    (slope,) = torch.autograd.grad(differentiable(x, bias).sum(), x)
+    (slope_wanted,) = torch.autograd.grad(activate(x * 2, bias).sum(), x)
+    torch.testing.assert_close(slope, slope_wanted, rtol=0, atol=2 * atol)
 
 
 class Net(torch.nn.Module):

@@ -291,7 +291,7 @@ Plan check_batch_norm(const Tensor& x, const Affine& affine, const Settings& set
 // ---- schema ---------------------------------------------------------------------------------------------------------
 
 TORCH_LIBRARY_FRAGMENT(fusedact, m) {
-  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag, at::Tag::flexible_layout};
   m.def(
       "batch_norm_act(Tensor input, Tensor? weight, Tensor? bias, Tensor? act_weight, float eps, str activation, "
       "float[] params) -> (Tensor output, Tensor mean, Tensor var)",

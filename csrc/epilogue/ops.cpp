@@ -232,7 +232,7 @@ Plan check_epilogue(const Tensor& x, const Beside& beside, const OptTensor& resi
   "str activation, float[] params, int dim, float gain, float? clamp_min, float? clamp_max, float dropout_p"
 
 TORCH_LIBRARY_FRAGMENT(fusedact, m) {
-  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag, at::Tag::flexible_layout};
   m.def(
       "bias_act_epilogue(Tensor input, Tensor? bias, Tensor? weight, Tensor? scale, Tensor? residual, Tensor? "
       "seed, " FUSEDACT_SCALARS ") -> Tensor",
