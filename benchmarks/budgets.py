@@ -113,7 +113,7 @@ class Budget:
         if self.bytes != self.least:
             found.append(f"{self.bytes:g} bytes per element, {self.least:g} are enough")
         widths = {"8", "16"} if (self.activation, SIZES[self.dtype]) in EIGHT else {"16"}
-        # Second derivatives go two by two, in float64.
+        # Second derivatives go two by two.
         if self.kernel != "double_backward" and not set(self.widths.split()) <= widths:
             found.append(f"accesses of {self.widths} bytes in the main loop, not 16")
         # Pairs are read 32 bytes a thread, in two steps: each sector is touched twice, and moved once.

@@ -12,6 +12,7 @@
 //   is_outer(x), outer_gradient(g), inner_gradient(g)  piecewise linear: the zone, and g f' in it and elsewhere
 //   weight_derivative(x)   df/dw, where the first parameter may be a tensor that learns
 //   wide              float32 and 16-bit are computed in float64, for the terms cancel
+//   bends_in_float    second() keeps its bounds in float too, and is computed so for float32 and 16 bits
 //
 // Knows nothing of memory, loops, dtypes or torch. Adding one: CONTRIBUTING.md.
 #pragma once
@@ -29,6 +30,7 @@ template <int Params = 0>
 struct Plain {
   static constexpr int params = Params;
   static constexpr bool wide = false;
+  static constexpr bool bends_in_float = false;
 };
 template <int Params = 0>
 struct Invertible : Plain<Params> {
@@ -37,6 +39,7 @@ struct Invertible : Plain<Params> {
 // Two slopes and no bend. The gradient chooses, it does not multiply by 0, so that an infinite g vanishes where f is flat.
 template <class Self, class V, int Params = 0>
 struct PiecewiseLinear : Plain<Params> {
+  static constexpr bool bends_in_float = true;
   FUSEDACT_FN V outer_gradient(V g) const { return g; }   // where is_outer(x)
   FUSEDACT_FN V inner_gradient(V) const { return V(0); }  // elsewhere
   FUSEDACT_FN V gradient(V g, V x) const {
@@ -191,6 +194,7 @@ struct softshrink : PiecewiseLinear<softshrink<V>, V, 1> {
 template <class V>
 struct hardswish : Plain<> {
   static constexpr std::string_view name = "hardswish";
+  static constexpr bool bends_in_float = true;
   explicit hardswish(const double*) {}
   FUSEDACT_FN V forward(V x) const {
     V c = at_most(at_least(x + V(3), V(0)), V(6));
@@ -208,6 +212,7 @@ struct hardswish : Plain<> {
 template <class V>
 struct hard_mish : Plain<> {
   static constexpr std::string_view name = "hard_mish";
+  static constexpr bool bends_in_float = true;
   explicit hard_mish(const double*) {}
   FUSEDACT_FN V forward(V x) const { return x * (V(0.5) * at_most(at_least(x + V(2), V(0)), V(2))); }
   FUSEDACT_FN V derivative(V x) const { return select(x > V(0), V(1), select(x < V(-2), V(0), x + V(1))); }
@@ -217,6 +222,7 @@ struct hard_mish : Plain<> {
 template <class V>
 struct squared_relu : Plain<> {
   static constexpr std::string_view name = "squared_relu";
+  static constexpr bool bends_in_float = true;
   explicit squared_relu(const double*) {}
   FUSEDACT_FN V forward(V x) const {
     V r = at_least(x, V(0));
@@ -231,6 +237,7 @@ struct squared_relu : Plain<> {
 // scale * (x > 0 ? x : alpha (e^(x / width) - 1)), of which elu, celu and selu are cases. `slope` is scale alpha / width.
 template <class V, int Params>
 struct Elu : Invertible<Params> {
+  static constexpr bool bends_in_float = true;
   double scale;
   Two<V> height, inverse_width, slope;
   Elu(double alpha, double width, double factor)
@@ -284,6 +291,7 @@ struct selu : Elu<V, 0> {
 template <class V>
 struct elup1 : Invertible<> {
   static constexpr std::string_view name = "elup1";
+  static constexpr bool bends_in_float = true;
   explicit elup1(const double*) {}
   FUSEDACT_FN V left(V x) const { return exp_negative(select(x > V(0), V(0), x)); }
   FUSEDACT_FN V forward(V x) const { return select(x > V(0), x + V(1), left(x)); }
@@ -298,6 +306,7 @@ struct elup1 : Invertible<> {
 template <class V>
 struct sigmoid_ : Invertible<> {
   static constexpr std::string_view name = "sigmoid";
+  static constexpr bool bends_in_float = true;
   explicit sigmoid_(const double*) {}
   FUSEDACT_FN V forward(V x) const { return sigmoid(x); }
   FUSEDACT_FN V derivative(V x) const { return times_sigmoid_slope(V(1), x); }
@@ -309,6 +318,7 @@ struct sigmoid_ : Invertible<> {
 template <class V>
 struct logsigmoid : Invertible<> {
   static constexpr std::string_view name = "logsigmoid";
+  static constexpr bool bends_in_float = true;
   explicit logsigmoid(const double*) {}
   FUSEDACT_FN V forward(V x) const { return -softplus(Two<V>{-x, V(0)}); }
   FUSEDACT_FN V derivative(V x) const { return sigmoid(-x); }
@@ -321,6 +331,7 @@ struct logsigmoid : Invertible<> {
 template <class V>
 struct softplus_ : Plain<2> {
   static constexpr std::string_view name = "softplus";
+  static constexpr bool bends_in_float = true;
   Two<V> beta, inverse;
   V limit;
   explicit softplus_(const double* p) : beta(two_constant<V>(p[0])), inverse(two_constant<V>(1 / p[0])), limit(p[1]) {}
@@ -343,6 +354,7 @@ struct softplus_ : Plain<2> {
 template <class V>
 struct silu : Plain<> {
   static constexpr std::string_view name = "silu";
+  static constexpr bool bends_in_float = true;
   explicit silu(const double*) {}
   FUSEDACT_FN V forward(V x) const { return times_sigmoid(x); }
   FUSEDACT_FN V derivative(V x) const { return times_sigmoid_derivative(x); }
@@ -455,14 +467,14 @@ struct mish : Plain<> {
 template <class V>
 struct gelu : Plain<> {
   static constexpr std::string_view name = "gelu";
+  static constexpr bool bends_in_float = true;
   explicit gelu(const double*) {}
   FUSEDACT_FN V forward(V x) const { return times_normal_cdf(x); }
   FUSEDACT_FN V derivative(V x) const { return times_normal_cdf_derivative(x); }
   FUSEDACT_FN ValueAndSlope<V> value_and_slope(V x) const { return times_normal_cdf_and_derivative(x); }
   FUSEDACT_FN V second(V x) const {
-    V square = x * x;
-    return times_normal_pdf(select(square > V(1e6), V(-1e6), V(2) - square),
-                            x);  // phi is 0 there: no infinity times it
+    // Rounded once, for it has a root; beyond the bound phi is 0, and no infinity may meet it.
+    return times_normal_pdf(select(abs(x) > V(45), V(-2000), fma_exact(-x, x, V(2))), x);
   }
 };
 
@@ -506,6 +518,7 @@ struct gelu_tanh : Plain<> {
 template <class V>
 struct tanh_ : Invertible<> {
   static constexpr std::string_view name = "tanh";
+  static constexpr bool bends_in_float = true;
   explicit tanh_(const double*) {}
   FUSEDACT_FN V forward(V x) const { return tanh(x); }
   FUSEDACT_FN V derivative(V x) const { return sech_squared(x); }
@@ -600,6 +613,7 @@ struct softsign : Plain<> {
 template <class V>
 struct square : Plain<> {
   static constexpr std::string_view name = "square";
+  static constexpr bool bends_in_float = true;
   explicit square(const double*) {}
   FUSEDACT_FN V forward(V x) const { return x * x; }
   FUSEDACT_FN V derivative(V x) const { return V(2) * x; }

@@ -404,13 +404,20 @@ FUSEDACT_FN V times_sigmoid_slope(V w, V t) {
   V scaled = exp_scaled(negative_abs(t)), z = scaled * V(K::unscale);
   return scaled * w / fma(z, z + V(2), V(1)) * V(K::unscale);
 }
+// (1 + z)^3 for z of 0 to 1
+template <class V>
+FUSEDACT_FN Two<V> cube_of_one_and(V z) {
+  V a = V(3) + z, b = fma(z, a, V(3)), c = fma(z, b, V(1));
+  V a_lo = z - (a - V(3)), b_lo = fma_exact(z, a, V(3) - b), c_lo = fma_exact(z, b, V(1) - c);
+  return {c, fma(z, fma(z, a_lo, b_lo), c_lo)};
+}
 // The second derivative of sigma: -+ z (1 - z) / (1 + z)^3, where 1 - z cancels near 0.
 template <class V>
 FUSEDACT_FN V sigmoid_second(V t) {
   using K = table<scalar_t<V>>;
-  V below = negative_abs(t), m = expm1_negative(below), scaled = exp_scaled(below), d = V(2) + m;
-  V y = scaled * m / (d * d * d) * V(K::unscale), lost = m - (d - V(2));
-  y = fma(y, V(-3) * lost / d, y);
+  V below = negative_abs(t), scaled = exp_scaled(below), z = scaled * V(K::unscale);
+  V y = select(z < V(0.5), fma(scaled, z, -scaled), scaled * expm1_negative(below));
+  y = y / cube_of_one_and(z).hi * V(K::unscale);
   return select(t < V(0), -y, y);
 }
 // The second derivative of x sigma(t(x)), with slope = t', w = x t' and bend = x t''. It is z (near + z far) / (1 + z)^3 with
@@ -419,10 +426,19 @@ template <class V>
 FUSEDACT_FN V times_sigmoid_second(Two<V> t, Two<V> w, V slope, V bend) {
   using K = table<scalar_t<V>>;
   auto negative = t.hi < V(0);
-  V scaled = exp_scaled(negative_abs(t.hi), select(negative, t.lo, -t.lo)), z = scaled * V(K::unscale);
-  V size = select(negative, -w.hi, w.hi), rest = select(negative, -w.lo, w.lo), d = V(1) + z;
-  V near = fma(slope, (V(2) - size) - rest, bend), far = fma(slope, V(2) + size, bend);
-  V y = scaled * fma(z, far, near) / (d * d * d) * V(K::unscale);
+  V below = negative_abs(t.hi), bounded = at_least(below, V(K::exp_floor));
+  auto gone = below < bounded;
+  auto [e, power] = exp_parts(bounded, select(gone, V(0), select(negative, t.lo, -t.lo)), K::scale);
+  power = select(gone, V(0), power);
+  V scaled = fma(power, e, power), z = scaled * V(K::unscale);
+  Two<V> cube = cube_of_one_and(z);
+  V size = select(negative, -w.hi, w.hi), rest = select(negative, -w.lo, w.lo);
+  V more = V(2) + size, more_lo = (size - (more - V(2))) + rest;
+  V less = V(2) - size, less_lo = ((V(2) - less) - size) - rest;
+  V near = fma(slope, less, bend), far = fma(slope, more, bend);
+  V most = far * (power * V(K::unscale)), sum = most + near;  // near + z far, of z more than its rounded value
+  sum = sum + fma(most, e, fma(slope, fma(z, more_lo, less_lo), near - (sum - most)));
+  V y = product_over(scaled, sum, cube.hi, cube.lo) * V(K::unscale);
   return select(scaled > V(0), y, scaled);  // w may be infinite where z is 0
 }
 
@@ -587,7 +603,7 @@ FUSEDACT_FN Two<V> minus_half_square(V a) {
 template <class V>
 FUSEDACT_FN V times_normal_pdf(V w, V x) {
   Two<V> t = minus_half_square(x);
-  return times_exp(Two<V>{w * V(0.3989422804014327), V(0)}, t.hi, t.lo);
+  return times_exp(two_scaled(two_constant<V>(0.3989422804014327), w), t.hi, t.lo);
 }
 
 // x Phi(x) in full range: on the left -|x| Q(|x|), on the right x more; the scale is kept until the last product.

@@ -22,7 +22,8 @@ PINS = ROOT / ".github" / "build-requirements.txt"
 # What the sweep found beyond the bounds, not mended yet, all float64: what cancels beside a root (situ), what is
 # squared or cubed after it was rounded (tanhshrink, softcap, sigmoid).
 MISSED = {
-    ("sigmoid", "float64", "second"), ("tanhshrink", "float64", "derivative"), ("softcap", "float64", "second"),
+    ("selu", "float64", "derivative"), ("selu", "float64", "second"),  # subnormal results
+    ("tanhshrink", "float64", "derivative"), ("softsign", "float64", "second"), ("softcap", "float64", "second"),
     ("situ", "float64", "forward"), ("situ", "float64", "derivative"), ("situ", "float64", "second"),
 }  # fmt: skip
 

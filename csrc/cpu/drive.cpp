@@ -24,13 +24,17 @@ void backward_of(const Activation& a, const BackwardArgs& args) {
   run_backward<C, false>(a, args, rows_of(args.shape, channels), [](int64_t, int64_t, int64_t) {});
 }
 
+Function<DoubleBackwardRun> double_backward_kernel(const Activation& a, const DoubleBackwardArgs& args, Form form) {
+  return kernels().double_backward[static_cast<int>(args.saved_kind)][a.index][static_cast<int>(form)];
+}
+
+template <class C>
 void run_double_backward(const Activation& a, const DoubleBackwardArgs& args) {
-  using C = double;
   const Rows rows = rows_of(args.shape, per_channel(args.bias) || args.grad_bias.data);
   const Operands<C> operands(args.saved_kind == Saved::input ? args.bias : Vector{}, Vector{}, args.shape, rows);
   const bool stream = beyond_cache(rows.numel * size_of(args.dtype));
   const Blocks<C, 3, 2> blocks(args.dtype);
-  const auto kernel = kernels().double_backward[static_cast<int>(args.saved_kind)][a.index][1];
+  const auto kernel = double_backward_kernel(a, args, std::is_same_v<C, double> ? Form::in_double : Form::in_float);
   auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count, int64_t) {
     blocks.over({args.u, args.grad, args.saved}, {args.grad_grad, args.grad_x}, at, count, stream,
                 [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
@@ -65,7 +69,8 @@ void backward(const Activation& a, const BackwardArgs& args) {
 
 void double_backward(const Activation& a, const DoubleBackwardArgs& args) {
   if (args.shape.numel() == 0) return zero(args.grad_bias, args.shape.channels);
-  run_double_backward(a, args);
+  const bool in_double = args.dtype == DType::float64 || !double_backward_kernel(a, args, Form::in_float);
+  in_double ? run_double_backward<double>(a, args) : run_double_backward<float>(a, args);
 }
 
 }  // namespace fusedact::cpu

@@ -1,4 +1,4 @@
-// The runs of the second derivative, from the saved input or output, in float64 whatever the dtype. Once per ISA.
+// The runs of the second derivative, from the saved input or output. Once per ISA.
 #include "loops.h"
 
 namespace fusedact::cpu {
@@ -7,7 +7,8 @@ namespace {
 template <template <class> class A, class V, Saved kind>
 constexpr Function<DoubleBackwardRun> run() {
   constexpr bool follows = kind == Saved::input || requires { &A<V>::invertible; };
-  if constexpr (follows && std::is_same_v<V, Pack<double>>) return double_backward_run<A, kind>;
+  constexpr bool computed = std::is_same_v<V, Pack<double>> || (std::is_same_v<V, Pack<float>> && A<V>::bends_in_float);
+  if constexpr (follows && computed) return double_backward_run<A, V, kind>;
   return nullptr;
 }
 template <Saved kind>

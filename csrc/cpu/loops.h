@@ -294,10 +294,9 @@ void backward_run(const BackwardRun& run) {
   if (stream) stream_fence();
 }
 
-template <template <class> class A, Saved kind>
+template <template <class> class A, class V, Saved kind>
 void double_backward_run(const DoubleBackwardRun& run) {
-  using T = double;
-  using V = Pack<T>;
+  using T = typename V::scalar;
   using F = A<V>;
   const F f(run.scalars->params);
   const Epilogue<V> epilogue(*run.scalars);
@@ -334,9 +333,6 @@ template <template <class> class A, class V>
 constexpr bool exists = !(A<V>::wide && sizeof(typename V::scalar) == 4);
 
 // ---- the tables -----------------------------------------------------------------------------------------------------
-
-template <class Run>
-using Function = void (*)(const Run&);
 
 // One row per activation: the functions for float, for double, and for 16-bit elements.
 template <class Run, class Make, template <class> class... A>

@@ -57,9 +57,11 @@ struct DoubleBackwardRun {
 enum class Form { in_float, in_double, brief };
 inline constexpr int form_count = 3;
 
+template <class Run>
+using Function = void (*)(const Run&);
 // [activation][Form], in the order of the type list; null where an activation has no such form.
 template <class Run>
-using Table = void (*const (*)[form_count])(const Run&);
+using Table = const Function<Run> (*)[form_count];
 
 // Whole runs between storage and compute type.
 using Convert = void (*)(const void* from, void* to, int64_t count, bool stream);
@@ -67,7 +69,7 @@ using Convert = void (*)(const void* from, void* to, int64_t count, bool stream)
 struct Kernels {
   Table<ForwardRun> forward;
   Table<BackwardRun> backward[3];               // by Saved
-  Table<DoubleBackwardRun> double_backward[2];  // by Saved, without mask; float64 only
+  Table<DoubleBackwardRun> double_backward[2];  // by Saved, without mask; not brief, and in_float for few
   Convert widen[dtype_count][2];                // null where the two are the same
   Convert narrow[dtype_count][2];
 };

@@ -1,5 +1,6 @@
-// The kernels of the second derivative, from the saved input or output, in float64 whatever the dtype: arithmetic is the
-// limit here, not memory, so that one kernel reads every dtype, two elements at a time.
+// The kernels of the second derivative, from the saved input or output, in float64 whatever the dtype, but where the
+// activation bends_in_float. Arithmetic is the limit here, not memory, so that one kernel reads every dtype that is computed as it
+// computes, two elements at a time. Sums are of float64.
 #include "loops.cuh"
 
 namespace fusedact::cuda {
@@ -7,28 +8,32 @@ namespace {
 
 constexpr int n = 2;
 
-// Calls f with an element of the dtype: the type is all that it says.
-template <class F>
+// Calls f with an element of the dtype, which float64 is only if C is: the type is all that it says.
+template <class C, class F>
 FUSEDACT_DEVICE void with_type(DType dtype, F f) {
   switch (dtype) {
     case DType::float32: f(float()); break;
-    case DType::float64: f(double()); break;
+    case DType::float64:
+      if constexpr (sizeof(C) == 8) f(double());
+      break;
     case DType::bfloat16: f(bfloat16()); break;
     default: f(float16()); break;
   }
 }
-FUSEDACT_DEVICE Pack<double, n> read(const void* from, DType dtype, int64_t at, int32_t left, int32_t whole) {
-  Pack<double, n> x;
-  with_type(dtype, [&](auto type) {
+template <class C>
+FUSEDACT_DEVICE Pack<C, n> read(const void* from, DType dtype, int64_t at, int32_t left, int32_t whole) {
+  Pack<C, n> x{};
+  with_type<C>(dtype, [&](auto type) {
     using T = decltype(type);
     const Pack<T, n> stored = load<T, n>(static_cast<const T*>(from) + at, left, whole);
 #pragma unroll
-    for (int i = 0; i < n; ++i) x.v[i] = widen<double>(stored.v[i]);
+    for (int i = 0; i < n; ++i) x.v[i] = widen<C>(stored.v[i]);
   });
   return x;
 }
-FUSEDACT_DEVICE void write(void* to, DType dtype, int64_t at, const Pack<double, n>& x, int32_t left, int32_t whole) {
-  with_type(dtype, [&](auto type) {
+template <class C>
+FUSEDACT_DEVICE void write(void* to, DType dtype, int64_t at, const Pack<C, n>& x, int32_t left, int32_t whole) {
+  with_type<C>(dtype, [&](auto type) {
     using T = decltype(type);
     Pack<T, n> stored;
 #pragma unroll
@@ -37,35 +42,37 @@ FUSEDACT_DEVICE void write(void* to, DType dtype, int64_t at, const Pack<double,
   });
 }
 
+template <class C>
 struct Read {
-  Pack<double, n> u, grad, saved;
+  Pack<C, n> u, grad, saved;
 };
 
-template <template <class> class A, Saved kind>
+template <template <class> class A, class C, Saved kind>
 __global__ void __launch_bounds__(block_threads, 2)
     double_backward_kernel(const Tiles t, const DType dtype, const void* us, const void* grads, const void* saved,
-                           const Vector biases, const A<double> f, const Epilogue<double> epilogue, void* grad_grads,
+                           const Vector biases, const A<C> f, const Epilogue<C> epilogue, void* grad_grads,
                            void* grad_xs, double* partial_bias) {
   __shared__ double scratch[block_threads * n];
   for (uint32_t unit = blockIdx.x; unit < t.units; unit += gridDim.x) {
     const Place p = place<n>(t, unit);
-    Pack<double, n> bias{};
+    Pack<C, n> bias{};
     if constexpr (kind == Saved::input)
-      with_type(dtype, [&](auto type) { bias = meet<double, decltype(type), n>(biases, t, p, -0.0); });
+      with_type<C>(dtype, [&](auto type) { bias = meet<C, decltype(type), n>(biases, t, p, C(-0.0)); });
     double sum[n] = {};
     for_steps(
         t, p,
         [&](uint32_t at, int32_t left) {
-          return Read{read(us, dtype, p.base + at, left, p.whole), read(grads, dtype, p.base + at, left, p.whole),
-                      read(saved, dtype, p.base + at, left, p.whole)};
+          return Read<C>{read<C>(us, dtype, p.base + at, left, p.whole),
+                         read<C>(grads, dtype, p.base + at, left, p.whole),
+                         read<C>(saved, dtype, p.base + at, left, p.whole)};
         },
-        [&](const Read& in, uint32_t at, int32_t left) {
-          Pack<double, n> grad_grad, grad_x;
+        [&](const Read<C>& in, uint32_t at, int32_t left) {
+          Pack<C, n> grad_grad, grad_x;
 #pragma unroll
           for (int i = 0; i < n; ++i) {
-            double u = in.u.v[i], bend;
+            C u = in.u.v[i], bend;
             if constexpr (kind == Saved::input) {
-              const double v = in.saved.v[i] + bias.v[i];
+              const C v = in.saved.v[i] + bias.v[i];
               if (epilogue.active) u *= epilogue.gain;
               if (epilogue.clamped && !epilogue.passes(f.forward(v))) u = 0;
               grad_grad.v[i] = gradient(f, u, v);
@@ -84,11 +91,18 @@ __global__ void __launch_bounds__(block_threads, 2)
   }
 }
 
+template <template <class> class A, class C, Saved kind>
+void launch_in(const DoubleBackwardArgs& a, const Tiles& t, const Partials& partials, Stream stream) {
+  double_backward_kernel<A, C, kind><<<blocks_for(t), block_threads, 0, stream>>>(
+      t, a.dtype, a.u, a.grad, a.saved, a.bias, A<C>(a.scalars.params), Epilogue<C>(a.scalars), a.grad_grad, a.grad_x,
+      static_cast<double*>(partials.bias));
+}
+
 template <template <class> class A, Saved kind>
 void launch(const DoubleBackwardArgs& a, const Tiles& t, const Partials& partials, Stream stream) {
-  double_backward_kernel<A, kind><<<blocks_for(t), block_threads, 0, stream>>>(
-      t, a.dtype, a.u, a.grad, a.saved, a.bias, A<double>(a.scalars.params), Epilogue<double>(a.scalars), a.grad_grad,
-      a.grad_x, static_cast<double*>(partials.bias));
+  if constexpr (A<float>::bends_in_float)
+    if (a.dtype != DType::float64) return launch_in<A, float, kind>(a, t, partials, stream);
+  launch_in<A, double, kind>(a, t, partials, stream);
 }
 
 template <Saved kind>
