@@ -75,7 +75,7 @@ SILENT: list[tuple[str, tuple[int | None, ...]]] = [
 
 def test_every_operator_has_a_rule() -> None:
     names = {n.removeprefix("fusedact::") for n in torch._C._dispatch_get_all_op_names() if n.startswith("fusedact::")}
-    assert set(sharding.RULES) == names - {"bias_act.out"} - sharding.LOCAL
+    assert set(sharding.RULES) == {name.split(".")[0] for name in names} - sharding.LOCAL  # overloads share one
     assert names >= sharding.LOCAL
 
 
