@@ -144,8 +144,9 @@ def markdown(lines: list[Line]) -> str:
     ]
     for line in missed:
         page.append(
-            f"- {line.activation} {_SIGNS[line.order]}, {line.dtype}: {short(line.ulp)} ulp at {line.at!r}, "
-            f"allowed are {line.bound:g}; subnormal {short(line.subnormal)} at {line.subnormal_at!r}, allowed are 1.5"
+            f"- {line.activation} {_SIGNS[line.order]}, {line.dtype}, {line.isa}: "
+            f"{short(line.ulp)} ulp at {line.at!r}, allowed are {line.bound:g}; "
+            f"subnormal {short(line.subnormal)} at {line.subnormal_at!r}, allowed are 1.5"
         )
     previous = None
     for line in lines:
