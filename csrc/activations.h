@@ -372,10 +372,7 @@ struct swish : Plain<1> {
   explicit swish(const double* p) : beta(two_constant<V>(p[0])) {}
   FUSEDACT_FN explicit swish(const double*, V weight) : beta{weight, V(0)} {}
   FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, two_scaled(beta, x)); }
-  FUSEDACT_FN V derivative(V x) const {
-    Two<V> t = two_scaled(beta, x);
-    return times_sigmoid_derivative(x, t, t);
-  }
+  FUSEDACT_FN V derivative(V x) const { return times_sigmoid_derivative(x, two_scaled(beta, x), V(0), V(0)); }
   FUSEDACT_FN V second(V x) const {
     Two<V> t = two_scaled(beta, x);
     return times_sigmoid_second(t, t, beta.hi, V(0));
@@ -412,47 +409,43 @@ FUSEDACT_FN V mish_second(V x) {
   return select(scaled > V(0), y, scaled);  // n may be infinite where z is 0
 }
 
-// x tanh(softplus x). With z = e^-|x|, tanh(softplus x) is z (2 + z) / (2 + 2z + z^2) on the left and
-// (1 + 2z) / (1 + 2z + 2z^2) on the right: nothing overflows, nothing cancels.
+// x tanh(softplus x) = x w (2 + w) / (2 + 2w + w^2) with w = e^x; from 20 on it is x, in float64 too.
 template <class V>
 struct mish : Plain<> {
   static constexpr std::string_view name = "mish";
   explicit mish(const double*) {}
   FUSEDACT_FN V forward(V x) const {
     using K = table<scalar_t<V>>;
-    auto negative = x < V(0);
-    auto [e, power] = exp_parts(negative_abs(x));
-    V z = fma(power, e, power);
-    V n = fma(select(negative, V(1), V(2)), z, select(negative, V(2), V(1)));
-    V k = select(negative, n, z + z), base = select(negative, V(2), n);
-    V d = fma(k, z, base), xp = x * power;  // exact, so that x z is rounded once
-    V p = select(negative, fma(xp, e, xp), x), w = select(negative, V(1) + z, z + z) * z / d;  // w = 1 - n / d
-    V y = product_over(p, n, d, fma_exact(k, z, base - d));
-    if constexpr (!is_brief<V>) y = select(z < V(0.3), fma_exact(-p, w, p), y);
-    auto beyond = abs(x) > V(K::plain);
+    V bounded = at_most(x, V(20));
+    auto [e, power] = exp_parts(bounded);
+    V w = fma(power, e, power), m = V(2) + w, d = fma(w, m, V(2)), inverse = V(1) / d;
+    V xp = x * power, p = fma(xp, e, xp), pp = p + p;  // x w; x power is exact
+    V n = fma(p, w, pp), left = n * inverse;
+    if constexpr (!is_brief<V>) {  // what n, p, d and the quotient lost
+      V missing = fma(-left, d, n) + fma_exact(p, w, pp - n);
+      missing = fma(fma_exact(xp, e, xp - p), m, missing);
+      missing = fma(-left, fma(w, w - (m - V(2)), fma_exact(w, m, V(2) - d)), missing);
+      left = fma(missing, inverse, left);
+    }
+    V right = fma(V(-2) * bounded, inverse, x);  // x - 2x / d, of which x is the most
+    V y = select(x < V(0.5), left, right);
+    auto beyond = x < V(-K::plain);
     if (any(beyond)) [[unlikely]]
       y = select(beyond, times_sigmoid_tail(x, x, V(0)), y);
     return y;
   }
-  // left:  (4 (1 + x) + z (6 + 4x) + 4 z^2 + z^3) z / d^2, where the sum cancels at the root near -1.19
-  // right: (1 + 4 z + z^2 (6 + 4x) + 4 (1 + x) z^3) / d^2
+  // w (4 (1 + x) + w (6 + 4x) + 4w^2 + w^3) / (2 + 2w + w^2)^2, where the sum cancels at the root near -1.19
   FUSEDACT_FN V derivative(V x) const {
     using K = table<scalar_t<V>>;
-    auto negative = x < V(0);
-    auto [e, power] = exp_parts(negative_abs(x));
-    V z = fma(power, e, power);
-    // d^2 = 4 + 8z + 8z^2 + 4z^3 + z^4 on the left, the coefficients reversed on the right
-    V square = fma(select(negative, V(1), V(4)), z, select(negative, V(4), V(8)));
-    square = fma(fma(square, z, V(8)), z, select(negative, V(8), V(4)));
-    V first = select(negative, V(4), V(1)), d = fma(square, z, first), d_lo = fma(square, z, first - d);
-    V one_x = V(4) * (V(1) + x), six = fma(V(4), x, V(6));
-    V left = fma_exact(z, fma(z, V(4) + z, six), one_x);
-    if constexpr (!is_brief<V>) {  // what rounding z lost, times the slope of that in z
-      V z_lo = fma_exact(power, e, power - z);
-      left = fma(z_lo, fma(z, fma(z, V(3), V(8)), six), left);
-    }
-    V right = fma(z, fma(z, fma(one_x, z, six), V(4)), V(1));
-    V y = product_over(select(negative, left, right), select(negative, z, V(1)), d, d_lo);
+    V bounded = at_most(x, V(20));
+    auto [e, power] = exp_parts(bounded);
+    V w = fma(power, e, power), square = w * w, high = V(4) + w;
+    V six = fma(V(4), bounded, V(6)), four = fma(V(4), bounded, V(4));
+    if constexpr (!is_brief<V>)  // what rounding w lost, times the slope of the sum near its root
+      four = fma(fma_exact(power, e, power - w), fma(V(8), w, six), four);
+    V sum = fma(square, high, fma(w, six, four));
+    V inner = fma(square, high, fma(V(8), w, V(8))), d = fma(w, inner, V(4));
+    V y = product_over(w, sum, d, fma_exact(w, inner, V(4) - d));
     auto beyond = abs(x) > V(K::plain);
     if (any(beyond)) [[unlikely]]
       y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), Two<V>{x, V(0)}), y);
@@ -486,26 +479,35 @@ struct gelu_tanh : Plain<> {
                           c3 = 0.071354816272600249;  // sqrt(8 / pi), 0.044715 c1; their rests below
   explicit gelu_tanh(const double*) {}
 
-  // x (a + b x^2) to twice the precision, for a constant b and a; x is bounded where the result only saturates.
+  // x (a + b x^2) to twice the precision, for constants a and b; x is bounded where the result only saturates.
+  FUSEDACT_FN static V bounded(V x) { return at_most(at_least(x, V(-1e4)), V(1e4)); }
   FUSEDACT_FN static Two<V> odd_cubic(V x, Two<V> a, Two<V> b) {
-    V bounded = at_most(at_least(x, V(-1e4)), V(1e4));
-    V square = bounded * bounded, square_lo = fma_exact(bounded, bounded, -square);
-    if constexpr (is_brief<V>) return {bounded * fma(b.hi, square, a.hi), V(0)};
-    V sum = fma(b.hi, square, a.hi), added = sum - a.hi;
-    V lost = fma_exact(b.hi, square, -added) + (a.hi - (sum - added));
-    V rest = lost + fma(b.hi, square_lo, fma(b.lo, square, a.lo));
-    V p = sum * bounded;
-    return {p, fma(rest, bounded, fma_exact(sum, bounded, -p))};
+    x = bounded(x);
+    V square = x * x, sum = fma(b.hi, square, a.hi);
+    if constexpr (is_brief<V>) return {x * sum, V(0)};
+    V lost = fma_exact(b.hi, square, a.hi - sum);
+    V rest = lost + fma(b.hi, fma_exact(x, x, -square), fma(b.lo, square, a.lo));
+    V p = sum * x;
+    return {p, fma(rest, x, fma_exact(sum, x, -p))};
+  }
+  // c1, its first part so short that the difference from a sum with it is exact while z = e^-|t| is no zero.
+  template <int float_bits, int double_bits>
+  FUSEDACT_FN static Two<V> short_c1() {
+    constexpr double unit = static_cast<double>(1ll << (sizeof(scalar_t<V>) == 4 ? float_bits : double_bits));
+    constexpr double hi = static_cast<double>(static_cast<long long>(c1 * unit + 0.5)) / unit;
+    return {V(hi), V((c1 - hi) - 9.9693088091109203e-17)};
   }
   FUSEDACT_FN static Two<V> argument(V x) {
-    return odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17), two_constant<V>(c3, -4.1218577217431828e-18));
+    return odd_cubic(x, short_c1<21, 47>(), two_constant<V>(c3, -4.1218577217431828e-18));
   }
   FUSEDACT_FN static Two<V> argument_slope(V x) {  // times x
-    return odd_cubic(x, two_constant<V>(c1, -9.9693088091109203e-17),
-                     two_constant<V>(0.21406444881780073, 1.5122146425849085e-18));
+    return odd_cubic(x, short_c1<19, 46>(), two_constant<V>(0.21406444881780073, 1.5122146425849085e-18));
   }
   FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, argument(x)); }
-  FUSEDACT_FN V derivative(V x) const { return times_sigmoid_derivative(x, argument(x), argument_slope(x)); }
+  FUSEDACT_FN V derivative(V x) const {
+    V b = bounded(x);
+    return times_sigmoid_derivative(x, argument(x), V(2 * c3) * (b * b), b);
+  }
   FUSEDACT_FN V second(V x) const {
     V square = x * x;
     V y = times_sigmoid_second(argument(x), argument_slope(x), fma(V(3 * c3), square, V(c1)), V(6 * c3) * square);

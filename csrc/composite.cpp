@@ -132,9 +132,9 @@ Composite mish_second(const Composite& x) {
 Composite times_normal_pdf(const Composite& w, const Composite& x) {
   return w * exp_negative(x * x * Composite(-0.5)) * Composite(0.3989422804014327);
 }
-Composite times_sigmoid_derivative(const Composite&, const Two<Composite>& t, const Two<Composite>& w) {
+Composite times_sigmoid_derivative(const Composite&, const Two<Composite>& t, const Composite& a, const Composite& b) {
   Composite s = sigmoid(t.hi);
-  return s + w.hi * s * sigmoid(Composite(0) - t.hi);
+  return s + (t.hi + a * b) * s * sigmoid(Composite(0) - t.hi);
 }
 
 // ---- from an activation to its formulas -----------------------------------------------------------------------------

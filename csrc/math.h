@@ -525,23 +525,24 @@ FUSEDACT_FN V times_sigmoid_derivative(V x) {
     y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), Two<V>{x, V(0)}), y);
   return y;
 }
+// The same where w = t + a b; what is largest is added up first, and rounds once.
 template <class V>
-FUSEDACT_FN V times_sigmoid_derivative(V x, Two<V> t, Two<V> w) {
-  V y;
+FUSEDACT_FN V times_sigmoid_derivative(V x, Two<V> t, V a, V b) {
+  V y, w = fma(a, b, t.hi);
   if constexpr (is_brief<V>) {
-    y = times_sigmoid_derivative_brief(t.hi, w.hi);
+    y = times_sigmoid_derivative_brief(t.hi, w);
   } else {
     auto negative = t.hi < V(0);
-    V z = rounded(exp_parts(negative_abs(t.hi), select(negative, t.lo, -t.lo)));
-    V one_w = V(1) + w.hi;
-    V lost = (V(1) - (one_w - w.hi)) + w.lo;  // by rounding 1 + w, for |w| near 1, where it counts
-    V two_z = z + V(2), square = fma(z, two_z, V(1)), square_lo = fma(z, two_z, V(1) - square);
-    y = product_over(select(negative, (one_w + z) + lost, fma(z, one_w, V(1))), select(negative, z, V(1)), square,
-                     square_lo);
+    auto [e, power] = exp_parts(negative_abs(t.hi), select(negative, t.lo, -t.lo));
+    V z = fma(power, e, power), one_t = V(1) + t.hi;
+    V sum = (one_t + power) + fma(a, b, fma(power, e, t.lo));
+    V left = sum * power;  // exact, so that sum z is rounded once
+    y = select(negative, fma(left, e, left), fma(z, fma(a, b, one_t + t.lo), V(1)));
+    y = y / fma(z, z + V(2), V(1));
   }
   auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
-    y = select(beyond, times_sigmoid_derivative_tail(x, t.hi, t.lo, w), y);
+    y = select(beyond, times_sigmoid_derivative_tail(x, t.hi, t.lo, Two<V>{w, t.lo}), y);
   return y;
 }
 

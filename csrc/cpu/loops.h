@@ -287,10 +287,10 @@ void backward_run(const BackwardRun& run) {
       if (weight_sum) add_to(weight_sum + i, w_sum, width);
     });
   };
-  if (piecewise<F, V> && !epilogue.active)
-    loop(std::bool_constant<piecewise<F, V>>{});
-  else
+  if (epilogue.active)
     loop(std::false_type{});
+  else
+    loop(std::true_type{});
   if (stream) stream_fence();
 }
 
