@@ -535,14 +535,15 @@ FUSEDACT_FN V times_sigmoid_derivative(V x, Two<V> t, V a, V b) {
     auto negative = t.hi < V(0);
     auto [e, power] = exp_parts(negative_abs(t.hi), select(negative, t.lo, -t.lo));
     V z = fma(power, e, power), one_t = V(1) + t.hi;
+    V two_z = z + V(2), d = fma(z, two_z, V(1)), d_lo = fma_exact(z, two_z, V(1) - d);
     V sum = (one_t + power) + fma(a, b, fma(power, e, t.lo));
-    V left = sum * power;  // exact, so that sum z is rounded once
-    y = select(negative, fma(left, e, left), fma(z, fma(a, b, one_t + t.lo), V(1)));
-    y = y / fma(z, z + V(2), V(1));
+    V left = sum * power;  // exact, so that sum z is rounded once; and most of what d lost, for 1 / d is about a half
+    left = fma(left, fma(V(-0.5), d_lo, e), left);
+    y = select(negative, left, fma(z, fma(a, b, one_t + t.lo), V(1))) / d;
   }
   auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
-    y = select(beyond, times_sigmoid_derivative_tail(x, t.hi, t.lo, Two<V>{w, t.lo}), y);
+    y = select(beyond, times_sigmoid_derivative_tail(x, t.hi, t.lo, Two<V>{w, fma_exact(a, b, t.hi - w) + t.lo}), y);
   return y;
 }
 
