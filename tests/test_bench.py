@@ -335,6 +335,9 @@ def test_goals_are_judged_by_the_worst() -> None:
     assert not others.met
     assert (others.worst, others.measured) == ("hardswish", 1.5)
     assert set(others.missing) == {"leaky_relu", "hardswish"}
+    reasons = {row[0]: row[-1] for row in report.goals(goals.Figures(found)).rows if row[2].startswith("eager")}
+    assert reasons["others 512x3072 float32 forward fresh"] == goals.MATHS  # in the way of it
+    assert reasons["relu 512x3072 float32 forward fresh"] == ""
 
 
 @pytest.mark.parametrize("goal", goals.GOALS, ids=str)

@@ -30,8 +30,8 @@ MISSED = {
     ("default", "gelu", "float32", "forward"), ("default", "gelu", "float32", "derivative"),
     ("default", "gelu", "float32", "second"), ("default", "gelu_tanh", "float32", "forward"),
     ("default", "quick_gelu", "float32", "forward"), ("default", "silu", "float32", "forward"),
-    ("default", "swish", "float32", "forward"), ("default", "mish", "float32", "forward"),
-    ("default", "mish", "float32", "derivative"), ("default", "softplus", "float32", "forward"),
+    ("default", "swish", "float32", "forward"), ("default", "mish", "float32", "derivative"),
+    ("default", "softplus", "float32", "forward"),
     ("default", "logsigmoid", "float32", "forward"), ("default", "tanh", "float32", "forward"),
     ("default", "tanh", "float32", "second"),
 }  # fmt: skip

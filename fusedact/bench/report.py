@@ -188,8 +188,9 @@ def goals(figures: Figures) -> Sheet:
         who = v.worst + (f"; also below: {', '.join(rest)}" if rest else "")
         reached = f"{v.measured:.2f}×" + ("" if v.met else f" {MISSED}")
         goal = f"{v.goal.rival} " + (f"/ {v.goal.least:.3g}" if v.goal.rival == KEPT else f"{v.goal.least:.3g}×")
-        rows.append([str(v.goal), str(v.threads), goal, reached, who])
-    return Sheet(f"Goals ({MISSED}: missed)", ["setting", "threads", "goal", "measured", "by the worst"], rows)
+        rows.append([str(v.goal), str(v.threads), goal, reached, who, "" if v.met else v.goal.why])
+    columns = ["setting", "threads", "goal", "measured", "by the worst", "in the way"]
+    return Sheet(f"Goals ({MISSED}: missed)", columns, rows)
 
 
 # The four columns of the table on README's first screen.
