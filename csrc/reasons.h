@@ -24,6 +24,7 @@ class Reasons {
     dtype_ = true;
     add(words...);
   }
+  bool any() const { return !reasons_.empty(); }
   void raise_if_any(std::string_view who) const;
 
  private:

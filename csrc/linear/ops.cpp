@@ -64,15 +64,16 @@ Plan check_linear(Reasons& reasons, const Tensor& output, const Tensor& weight, 
 
 struct Checked {
   Plan plan;
-  Tensor output;  // without values yet
+  Tensor output;  // as `make` made it
 };
 
+// Matrices that do not fit never reach `make`, which may multiply them: their output's shape is enough for the other reasons.
 template <class Make>
 Checked checked(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
                 const Call& call, Make make) {
   Reasons reasons;
   if (!check_matrices(reasons, input, weight)) reasons.raise_if_any(call.activation);
-  Tensor output = make();
+  Tensor output = reasons.any() ? at::empty_symint(output_sizes(input, weight), input.options()) : make();
   return {check_linear(reasons, output, weight, bias, param, call), output};
 }
 
@@ -129,6 +130,50 @@ Scalars scalars_of(const Call& call) {
           call.clamped()};
 }
 
+// ---- the product is torch's, and bias_act the pass after it: small matrices, other devices ----------------------------
+
+// Of a product that is there.
+Saving activated(const Tensor& product, const OptTensor& bias, const OptTensor& param, const Call& call);
+
+void check_counting(const Tensor& output, const Tensor& sums, const OptTensor& histogram, at::ArrayRef<double> zones,
+                    const Call& call) {
+  Reasons reasons;
+  fusedact::check_counting(reasons, output.sym_size(-1), output.device(), sums, histogram, zones);
+  reasons.raise_if_any(call.activation);
+}
+
+Checked checked_product(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
+                        const Call& call) {
+  return checked(input, weight, bias, param, call, [&] { return product_for(input, weight, bias, call); });
+}
+
+Tensor act_after_product(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
+                         const Call& call) {
+  Tensor z = checked_product(input, weight, bias, param, call).output;
+  if (!in_product(input, weight, bias, call)) bias_act_(z, bias, param, call);
+  return z;
+}
+
+Saving act_after_product_saving(const Tensor& input, const Tensor& weight, const OptTensor& bias,
+                                const OptTensor& param, const Call& call) {
+  auto [plan, z] = checked_product(input, weight, bias, param, call);
+  if (plan.save == Saved::mask) return bias_act_mask(z, bias, param, call);
+  if (plan.save == Saved::input) return {bias_act(z, bias, param, call), z};
+  if (!in_product(input, weight, bias, call)) bias_act_(z, bias, param, call);
+  return {z, at::empty({0}, z.options())};
+}
+
+Saving act_after_product_statistics(const Tensor& input, const Tensor& weight, const OptTensor& bias,
+                                    const OptTensor& param, const Call& call, bool, const Counting& counting,
+                                    const OptTensor&) {
+  // The product without the bias: the pre-activation is counted as their sum.
+  Tensor z = checked(input, weight, bias, param, call, [&] { return at::linear(input, weight); }).output;
+  check_counting(z, counting.sums, counting.histogram, counting.zones, call);
+  Saving result = activated(z, bias, param, call);
+  statistics_(counting.sums, counting.histogram, z, bias, std::get<0>(result), -1, counting.zones);
+  return result;
+}
+
 // ---- CPU kernels ----------------------------------------------------------------------------------------------------
 
 Checked checked_cpu(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
@@ -140,22 +185,17 @@ Checked checked_cpu(const Tensor& input, const Tensor& weight, const OptTensor& 
   });
 }
 
-void check_counting(const Tensor& output, const Tensor& sums, const OptTensor& histogram, at::ArrayRef<double> zones,
-                    const Call& call) {
-  Reasons reasons;
-  fusedact::check_counting(reasons, output.sym_size(-1), output.device(), sums, histogram, zones);
-  reasons.raise_if_any(call.activation);
-}
-
 // A vector by a matrix is bound by reading the matrix once: torch reads it in 16 bits, and with all threads. A product that
 // stays in the caches until one pass has finished it gains nothing from tiles (512 x 128 -> 512, gelu: 1315 us in tiles, 1180
 // without; 4096 x 256 -> 1024: 44 ms and 50).
 constexpr int64_t fewest_rows = 8, cached_bytes = 4 << 20;
 
-bool torchs_own(const Tensor& input, const Tensor& output) {
-  if (output.numel() < fewest_rows * output.size(-1)) return true;
+bool torchs_own(const Tensor& input, const Tensor& weight) {
+  if (input.dim() == 0 || weight.dim() != 2) return false;  // refused by the checks
+  const int64_t rows = c10::multiply_integers(input.sizes().slice(0, input.dim() - 1));
+  if (rows < fewest_rows) return true;
   if (input.element_size() == 2) return has_dot_product(input.scalar_type());
-  return output.nbytes() <= cached_bytes;
+  return rows * weight.size(0) * input.element_size() <= cached_bytes;
 }
 
 void forward(const Plan& plan, const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
@@ -185,12 +225,8 @@ void forward(const Plan& plan, const Tensor& input, const Tensor& weight, const 
 
 Tensor linear_act_cpu(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
                       const Call& call) {
+  if (torchs_own(input, weight)) return act_after_product(input, weight, bias, param, call);
   auto [plan, y] = checked_cpu(input, weight, bias, param, call);
-  if (torchs_own(input, y)) {
-    Tensor z = product_for(input, weight, bias, call);
-    if (!in_product(input, weight, bias, call)) bias_act_(z, bias, param, call);
-    return z;
-  }
   forward(plan, input, weight, bias, param, call, y, {}, nullptr);
   return y;
 }
@@ -211,27 +247,20 @@ void forward_saving(const Plan& plan, const Tensor& input, const Tensor& weight,
 
 Saving linear_act_saving_cpu(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
                              const Call& call) {
+  if (torchs_own(input, weight)) return act_after_product_saving(input, weight, bias, param, call);
   auto [plan, y] = checked_cpu(input, weight, bias, param, call);
-  if (torchs_own(input, y)) return composed(input, weight, bias, param, call);
   Tensor saved = to_save(plan, y);
   forward_saving(plan, input, weight, bias, param, call, y, saved);
   return {std::move(y), std::move(saved)};
 }
 
-// Of a product that is there.
-Saving activated(const Tensor& product, const OptTensor& bias, const OptTensor& param, const Call& call);
-
 Saving linear_act_statistics_cpu(const Tensor& input, const Tensor& weight, const OptTensor& bias,
                                  const OptTensor& param, const Call& call, bool saving, const Counting& counting,
-                                 const OptTensor&) {
+                                 const OptTensor& gradient) {
+  if (torchs_own(input, weight))
+    return act_after_product_statistics(input, weight, bias, param, call, saving, counting, gradient);
   auto [plan, y] = checked_cpu(input, weight, bias, param, call);
   check_counting(y, counting.sums, counting.histogram, counting.zones, call);
-  if (torchs_own(input, y)) {
-    Tensor z = at::linear(input, weight);
-    Saving result = activated(z, bias, param, call);
-    statistics_(counting.sums, counting.histogram, z, bias, std::get<0>(result), -1, counting.zones);
-    return result;
-  }
   Tensor saved = saving ? to_save(plan, y) : at::empty({0}, y.options());
   if (saving)
     forward_saving(plan, input, weight, bias, param, call, y, saved, &counting);
@@ -273,45 +302,11 @@ Gradients linear_act_backward_statistics_cpu(const Tensor& grad, const Tensor& s
   return backward(grad, saved, input, weight, bias, param, call, wanted, sums);
 }
 
-// ---- other devices: the product is theirs, and bias_act the pass after it ---------------------------------------------
-
 #if defined(FUSEDACT_CUDA)
-Checked checked_cuda(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
-                     const Call& call) {
-  return checked(input, weight, bias, param, call, [&] { return product_for(input, weight, bias, call); });
-}
-
-Tensor linear_act_cuda(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
-                       const Call& call) {
-  Tensor z = checked_cuda(input, weight, bias, param, call).output;
-  if (!in_product(input, weight, bias, call)) bias_act_(z, bias, param, call);
-  return z;
-}
-
-Saving linear_act_saving_cuda(const Tensor& input, const Tensor& weight, const OptTensor& bias, const OptTensor& param,
-                              const Call& call) {
-  auto [plan, z] = checked_cuda(input, weight, bias, param, call);
-  if (plan.save == Saved::mask) return bias_act_mask(z, bias, param, call);
-  if (plan.save == Saved::input) return {bias_act(z, bias, param, call), z};
-  if (!in_product(input, weight, bias, call)) bias_act_(z, bias, param, call);
-  return {z, at::empty({0}, z.options())};
-}
-
 Gradients linear_act_backward_cuda(const Tensor& grad, const Tensor& saved, const OptTensor& input,
                                    const OptTensor& weight, const OptTensor& bias, const OptTensor& param,
                                    const Call& call, const Wanted& wanted) {
   return composed_backward(grad, {}, saved, input, weight, bias, param, call, wanted);
-}
-
-Saving linear_act_statistics_cuda(const Tensor& input, const Tensor& weight, const OptTensor& bias,
-                                  const OptTensor& param, const Call& call, bool, const Counting& counting,
-                                  const OptTensor&) {
-  // The product without the bias: the pre-activation is counted as their sum.
-  Tensor z = checked(input, weight, bias, param, call, [&] { return at::linear(input, weight); }).output;
-  check_counting(z, counting.sums, counting.histogram, counting.zones, call);
-  Saving result = activated(z, bias, param, call);
-  statistics_(counting.sums, counting.histogram, z, bias, std::get<0>(result), -1, counting.zones);
-  return result;
 }
 
 Gradients linear_act_backward_statistics_cuda(const Tensor& grad, const Tensor& saved, const OptTensor& input,
@@ -469,10 +464,10 @@ TORCH_LIBRARY_IMPL(fusedact, CPU, m) {
 }
 #if defined(FUSEDACT_CUDA)
 TORCH_LIBRARY_IMPL(fusedact, CUDA, m) {
-  m.impl("linear_act", Flat<linear_act_cuda>::call);
-  m.impl("linear_act_saving", Flat<linear_act_saving_cuda>::call);
+  m.impl("linear_act", Flat<act_after_product>::call);
+  m.impl("linear_act_saving", Flat<act_after_product_saving>::call);
   m.impl("linear_act_backward", Flat<linear_act_backward_cuda>::call);
-  m.impl("linear_act_statistics", Flat<linear_act_statistics_cuda>::call);
+  m.impl("linear_act_statistics", Flat<act_after_product_statistics>::call);
   m.impl("linear_act_backward_statistics", Flat<linear_act_backward_statistics_cuda>::call);
 }
 #endif
