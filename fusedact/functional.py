@@ -122,7 +122,7 @@ def _torchs_own(input: Tensor, bias: Tensor | None, resolved: registry.Resolved,
         is_dynamo_compiling()
         and weight is None
         and lowering.fits(input, bias, dim)
-        and lowering.torchs_own(kernel, input.numel(), bias, input)
+        and lowering.torchs_own(kernel, input.numel(), bias)
     )
 
 

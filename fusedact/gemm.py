@@ -89,8 +89,10 @@ def run(
     kernel, scalars, param = resolved
     low, high = (None, None) if clamp is None else registry.bounds(clamp)
     settings = (param, kernel, scalars, gain, low, high, save)
-    if is_dynamo_compiling() and param is None and _torchs_own(kernel, input, weight, bias):
-        return lowering.apply(kernel, scalars, F.linear(input, weight, bias), gain, low, high)
+    if is_dynamo_compiling():
+        whole = lowered(input, weight, bias, resolved, gain, low, high)
+        if whole is not None:
+            return whole
     if is_dynamo_compiling() or has_torch_function_variadic(input, weight, bias, param):
         result: Tensor = torch.ops.fusedact.linear_act(input, weight, bias, *settings)
         return result
@@ -100,14 +102,33 @@ def run(
         raise _explained(error, kernel, input, weight, bias, gain, save) from None
 
 
+def lowered(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    resolved: Resolved,
+    gain: float = 1.0,
+    low: float | None = None,
+    high: float | None = None,
+) -> Tensor | None:
+    """What is traced, in torch's functions, where Inductor's product and loop are the faster ones; else None."""
+    kernel, scalars, param = resolved
+    if param is not None or not _torchs_own(kernel, input, weight, bias):
+        return None
+    return lowering.apply(kernel, scalars, F.linear(input, weight, bias), gain, low, high)
+
+
 def _torchs_own(kernel: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Under torch.compile; products of 16-bit matrices stay ours, which are the faster ones on many processors."""
+    """Products of 16-bit matrices stay ours, which are the faster ones on many processors."""
     if input.dim() == 0 or weight.dim() != 2 or weight.dtype != input.dtype or input.dtype.itemsize == 2:
         return False
     if bias is not None and (bias.dim() != 1 or bias.size(0) != weight.size(0) or bias.dtype != input.dtype):
         return False
-    numel = math.prod(input.shape[:-1]) * weight.size(0)
-    return input.size(-1) == weight.size(1) and lowering.torchs_own(kernel, numel, bias, input, weight)
+    if input.size(-1) != weight.size(1):
+        return False
+    # The product takes the bias along, and its memory holds the result: there is half as much to save.
+    numel = math.prod(input.shape[:-1]) * weight.size(0) // 2
+    return lowering.torchs_own(kernel, numel, bias)
 
 
 def _explained(error: TypeError, name: str, *arguments: Any) -> TypeError:

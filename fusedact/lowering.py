@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Up to how many elements torch's function is the faster one, without and with gradients.
-SMALL, SMALL_IN_TRAINING = 32768, 16384
+# Up to how many elements torch's function is the faster one; more for those that Inductor computes nearly as fast.
+SMALL, SMALL_AND_CLOSE = 16384, 65536
+CLOSE = {"gelu", "silu", "sigmoid", "elu", "celu", "selu"}
 
 # By the kernel's name: torch's function of x and the kernel's scalars.
 ALSO_IN_TORCH: dict[str, Callable[..., Tensor]] = {
@@ -59,8 +60,8 @@ def training(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def torchs_own(kernel: str, numel: int, bias: Tensor | None, *tensors: Tensor | None) -> bool:
-    """Whether torch's function is to stand for `kernel` over `numel` elements; the tensors tell if this is training.
+def torchs_own(kernel: str, numel: int, bias: Tensor | None) -> bool:
+    """Whether torch's function is to stand for `kernel` over `numel` elements.
 
     Never where a program is exported: what is deployed keeps the operator, and with it the accuracy.
     """
@@ -68,7 +69,7 @@ def torchs_own(kernel: str, numel: int, bias: Tensor | None, *tensors: Tensor | 
         return False
     if kernel in CHEAP and not training(bias):
         return True
-    return _known(numel <= (SMALL_IN_TRAINING if training(bias, *tensors) else SMALL))
+    return _known(numel <= (SMALL_AND_CLOSE if kernel in CLOSE else SMALL))
 
 
 def fits(input: Tensor, bias: Tensor | None, dim: int) -> bool:

@@ -16,6 +16,7 @@ from fusedact import lowering
 
 # Two roundings of half a unit may differ by one; a bias gradient adds up to 30 terms in float32.
 LIMITS = {torch.float32: {"rtol": 1e-6, "atol": 3e-5}, torch.bfloat16: {"rtol": 2.0**-7, "atol": 3e-5}}
+CLOSE, LARGE = lowering.SMALL_AND_CLOSE, lowering.SMALL + 1
 
 
 def operators(function: Callable[..., Any], *inputs: Tensor, **options: Any) -> list[str]:
@@ -54,22 +55,31 @@ def test_linear() -> None:
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, w, b), function(x, w, b))
     assert operators(function, *(t.bfloat16() for t in (x, w, b))) == ["fusedact.linear_act"]
+    rows = 2 * CLOSE // 7
+    assert operators(function, torch.randn(rows, 6), w, b) == []  # the product does half of it
+    assert operators(function, torch.randn(rows + 1, 6), w, b) == ["fusedact.linear_act"]
 
 
-LARGE = lowering.SMALL + 1
+def test_a_fused_linear() -> None:
+    """Between the two limits it is the product before it that decides."""
+    layers = nn.Sequential(nn.Linear(6, 8), nn.SiLU())
+    for rows, stays in ((2 * CLOSE // 8, False), (2 * CLOSE // 8 + 1, True)):
+        assert operators(fusedact.fuse(layers), torch.randn(rows, 6)) == ["fusedact.bias_act"] * stays
 
 
 @pytest.mark.parametrize(
     ("name", "numel", "training", "with_bias", "stays"),
     [
-        ("gelu", lowering.SMALL, False, False, False),
-        ("gelu", LARGE, False, False, True),
-        ("gelu", lowering.SMALL_IN_TRAINING, True, False, False),
-        ("gelu", lowering.SMALL_IN_TRAINING + 1, True, False, True),
+        ("gelu", CLOSE, False, False, False),
+        ("gelu", CLOSE + 1, False, False, True),
+        ("gelu", CLOSE, True, True, False),
+        ("gelu", CLOSE + 1, True, True, True),
+        ("tanh", lowering.SMALL, False, False, False),
+        ("tanh", LARGE, False, False, True),
         ("relu", LARGE, False, True, False),  # a loop of its own has nothing to save
         ("relu", LARGE, True, False, False),
         ("relu", LARGE, True, True, True),  # but a bias gradient has
-        ("relu", lowering.SMALL_IN_TRAINING, True, True, False),
+        ("relu", lowering.SMALL, True, True, False),
         ("squared_relu", 1, False, False, True),  # no function of torch's
     ],
 )
@@ -95,7 +105,7 @@ def test_what_is_wrong_is_explained_by_the_operator() -> None:
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="Inductor lays out for oneDNN's convolutions")
 def test_convolutions_keep_the_layout_that_inductor_gives_them() -> None:
     torch._dynamo.reset()
-    net = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), fusedact.nn.GELU(), nn.Conv2d(16, 8, 3, padding=1))
+    net = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), fusedact.nn.Mish(), nn.Conv2d(16, 8, 3, padding=1))
     x = torch.randn(4, 8, 24, 24)
     assert lowering.SMALL < 4 * 16 * 24 * 24
     got, code = run_and_get_code(torch.compile(net), x)

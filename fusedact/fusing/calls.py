@@ -17,7 +17,7 @@ from torch.nn.modules import module as _torch_module
 from torch.overrides import has_torch_function_unary
 
 import fusedact
-from fusedact import _C, _build_info, functional, registry
+from fusedact import _C, _build_info, functional, gemm, registry
 from fusedact.fusing.recognise import Gate, Match
 from fusedact.fusing.roles import Layer, Role, Settings, linear, module_role, torch_layers
 from fusedact.nn.activation import overwritable
@@ -174,8 +174,12 @@ def after(act: Any, layer: Any, *inputs: Any, **named: Any) -> Any:
         return entry.activated(layer, x, resolved)
     if weight is not None and weight.numel() > 1 and x.dim() + entry.dim != 1:
         return act(layer(*inputs, **named))  # the slopes lie along dim 1, the bias along another
-    product = entry.without_bias(layer, *inputs, **named)
     gain = role.match.gain if role.match is not None else 1.0
+    if entry.product is linear and is_dynamo_compiling():
+        whole = gemm.lowered(x, layer.weight, layer.bias, resolved, gain)
+        if whole is not None:
+            return whole
+    product = entry.without_bias(layer, *inputs, **named)
     return functional.run(product, layer.bias, resolved, entry.dim, gain, None, "auto", overwritable(resolved), None)
 
 

@@ -48,7 +48,7 @@ def compile_pass(graph: fx.Graph) -> None:
 
 def _inductors_own(kernel: str, node: fx.Node) -> bool:
     x = _value(node)
-    return isinstance(x, Tensor) and lowering.torchs_own(kernel, x.numel(), None, x)
+    return isinstance(x, Tensor) and lowering.torchs_own(kernel, x.numel(), None)
 
 
 def _fuse(graph: fx.Graph, left: _Left) -> None:
