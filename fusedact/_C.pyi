@@ -1,6 +1,6 @@
 """The extension: pybind11 faces of the operators in `torch.ops.fusedact`, and facts about this build."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,9 @@ def bias_act(
     clamp_max: float | None,
     save: str,
 ) -> Tensor: ...
+def bias_act_of(
+    activation: str, params: Sequence[float]
+) -> Callable[[Tensor, Tensor | None, int, float, str], Tensor]: ...
 def bias_act_(
     input: Tensor,
     bias: Tensor | None,

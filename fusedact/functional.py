@@ -195,7 +195,7 @@ def _function(row: Activation) -> Callable[..., Tensor]:
     """The function of one row: the plain call with everything precomputed, any other through `bias_act`."""
     name = row.name
     _, scalars, _ = row.resolve()
-    fused = _C.bias_act
+    fused = _C.bias_act_of(name, scalars)
 
     def function(
         input: Tensor,
@@ -221,7 +221,7 @@ def _function(row: Activation) -> Callable[..., Tensor]:
                 input, bias, name, dim=dim, gain=gain, clamp=clamp, save=save, inplace=inplace, out=out, **params
             )
         try:
-            return fused(input, bias, None, name, scalars, dim, gain, None, None, save)
+            return fused(input, bias, dim, gain, save)
         except TypeError as error:
             raise _explained(error, name, input, bias, dim, gain, save, out) from None
 
