@@ -375,12 +375,12 @@ FUSEDACT_FN V expm1_negative(V x) {
 
 // ---- the logistic family: everything from z = e^-|t|, which neither overflows nor cancels ---------------------------
 
-// n / (1 + z) with n = z on the left. As n - z q, here and below, it rounds once where q rounds twice.
+// n / (1 + z) with n = z on the left. For a small z, here and below, as n - z q, which rounds once where q rounds twice.
 template <class V>
 FUSEDACT_FN V sigmoid_of(V t, V z) {
   V n = select(t < V(0), z, V(1)), q = n / (V(1) + z);
   if constexpr (is_brief<V>) return q;
-  return fma_exact(-z, q, n);
+  return select(z < V(0.45), fma_exact(-z, q, n), q);
 }
 template <class V>
 FUSEDACT_FN V sigmoid(V x) {
@@ -462,12 +462,12 @@ FUSEDACT_COLD V times_sigmoid_derivative_tail(const V& x, const V& t, const V& l
   return fma(x, V(0), select(negative, left, fma(z, bounded, V(1))));
 }
 
-// x sigma(t); t may have lost something before, so that this is to lose less: 1 + z is rounded once, and n - z q is for small z.
+// x sigma(t)
 template <class V>
 FUSEDACT_FN V times_sigmoid_of(V x, V t, Exp<V> parts) {
   V z = rounded(parts), xp = x * parts.power;  // exact, so that x z is rounded once
   V p = select(t < V(0), fma(xp, parts.e, xp), x);
-  V q = p / fma(parts.power, parts.e, V(1) + parts.power);
+  V q = p / fma(parts.power, parts.e, V(1) + parts.power);  // 1 + z, rounded once
   return select(z < V(0.4), fma_exact(-z, q, p), q);
 }
 // The same where nothing is lost by it: e^-t may be large.
@@ -481,10 +481,7 @@ FUSEDACT_FN V times_sigmoid(V x) {
   if constexpr (is_brief<V>) {
     y = times_sigmoid_brief(x, x);
   } else {
-    Exp<V> parts = exp_parts(negative_abs(x));
-    V z = rounded(parts), xp = x * parts.power;
-    V p = select(x < V(0), fma(xp, parts.e, xp), x), q = p / (V(1) + z);
-    y = fma_exact(-z, q, p);
+    y = times_sigmoid_of(x, x, exp_parts(negative_abs(x)));
   }
   auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
@@ -568,15 +565,16 @@ FUSEDACT_FN V softplus(Two<V> t) {
   return at_least(t.hi, V(0)) + log1p;
 }
 
-// tanh x = h + h q with e = expm1(-2|x|), h = -e / 2 and q = -e / (2 + e): rounds less than -e / (2 + e), and where e is near
-// -1 the sum z + 1 knows more of z = e^-2|x| than 2 + e does.
+// tanh x: q = -e / (2 + e) with e = expm1(-2|x|), better written h + h q with h = -e / 2, where e is small, and
+// 1 - 2 z / (1 + z) with z = e^-2|x| beyond.
 template <class V>
 FUSEDACT_FN V tanh(V x) {
   auto [e, power] = exp_parts(at_least(V(2) * negative_abs(x), V(-60)));
   V m = fma(power, e, power - V(1)), z = fma(power, e, power);
   if constexpr (is_brief<V>) return copysign(m / (V(1) + z), x);
-  V h = V(-0.5) * m;
-  return copysign(fma_exact(h, m / (V(-1) - z), h), x);
+  auto close = z > V(0.2);
+  V q = select(close, -m, z) / (V(1) + z), h = V(-0.5) * m;
+  return copysign(select(close, fma_exact(h, q, h), fma(V(-2), fma(-z, q, z), V(1))), x);
 }
 
 // 1 - tanh^2 t = 4 sigma(2t) sigma(-2t)

@@ -1,6 +1,6 @@
 // Memory for large CPU results. The C library maps everything over 32 MiB afresh, so that a 128 MiB result costs ten
 // times as much in page faults as in copying; what is smaller it recycles, but in small pages, and gives back to the
-// system now and then. Here a result of 1 MiB or more comes in 2 MiB pages, where the system has them, and from a free
+// system now and then. Here a result of 1.5 MiB or more comes in 2 MiB pages, where the system has them, and from a free
 // list of blocks that were used before, the last one first. Without the free list only what the C library would map
 // afresh comes from here.
 //
@@ -29,7 +29,7 @@ namespace {
 constexpr size_t page = size_t{2} << 20;
 
 constexpr size_t recycled_by_libc = size_t{32} << 20;  // and below; a map of one's own costs more than that
-std::atomic<size_t> threshold{page / 2};
+std::atomic<size_t> threshold{page / 4 * 3};  // a quarter of a page is left empty at most
 std::atomic<bool> recycles{true};  // the free list is on
 std::atomic<bool> enabled{true};
 
