@@ -29,8 +29,8 @@ namespace {
 constexpr size_t page = size_t{2} << 20;
 
 constexpr size_t recycled_by_libc = size_t{32} << 20;  // and below; a map of one's own costs more than that
-std::atomic<size_t> threshold{page / 4 * 3};  // a quarter of a page is left empty at most
-std::atomic<bool> recycles{true};  // the free list is on
+std::atomic<size_t> threshold{page / 4 * 3};           // a quarter of a page is left empty at most
+std::atomic<bool> recycles{true};                      // the free list is on
 std::atomic<bool> enabled{true};
 
 // 2 MiB-aligned memory of the operating system, or nullptr.
