@@ -11,6 +11,7 @@
 #include "composite.h"
 #include "forward_mode.h"
 #include "nodes.h"
+#include "registry.h"
 
 namespace fusedact {
 namespace {
@@ -20,6 +21,9 @@ using autograd::SavedVariable;
 using autograd::variable_list;
 
 OptTensor if_input(const Call& call, const OptTensor& bias) { return call.save == "input" ? bias : OptTensor(); }
+
+// A gradient of zero that takes no memory, as the gradient of sum() takes none; for nobody who differentiates it.
+Tensor no_gradient(const Tensor& like) { return like.new_zeros({}).expand_symint(like.sym_sizes()); }
 
 // ---- the Nodes ------------------------------------------------------------------------------------------------------
 
@@ -44,6 +48,12 @@ struct BiasActBackward0 final : autograd::Node {
     variable_list result(3);
     Tensor grad = std::move(grads[0]);
     if (!grad.defined()) return result;
+    if (grad._is_zerotensor()) {
+      if (task_should_compute_output(0)) result[0] = no_gradient(grad);
+      if (task_should_compute_output(1)) result[1] = at::zeros_like(*bias.get());
+      if (task_should_compute_output(2)) result[2] = at::zeros_like(weight.unpack());
+      return result;
+    }
     Tensor saved_tensor = saved.unpack(saved_is_output ? getptr() : nullptr);
     Call kept = call.get();
     if (kept.save == "mask" && grad.sym_strides() != mask_strides)
@@ -87,10 +97,16 @@ struct BiasActBackwardBackward0 final : autograd::Node {
     if (!u.defined()) return result;
     bool to_grad = task_should_compute_output(0), to_saved = task_should_compute_output(1),
          to_bias = task_should_compute_output(2);
-    if (!to_saved && !to_bias) {
+    bool flat = find_activation(kept.activation)->masked && !at::GradMode::is_enabled();  // f'' = 0
+    if (flat || (!to_saved && !to_bias)) {
       if (to_grad)
         result[0] =
             std::get<0>(bias_act_backward(u, saved_tensor, bias.get(), unpack_optional(weight), kept, false, false));
+      if (to_saved)  // BiasActBackward0, where an output leads, sees a zero of this kind
+        result[1] = kept.save == "output"
+                        ? at::_efficientzerotensor_symint(saved_tensor.sym_sizes(), saved_tensor.options())
+                        : no_gradient(saved_tensor);
+      if (to_bias) result[2] = at::zeros_like(*bias.get());
       return result;
     }
     auto [grad_grad, grad_saved, grad_bias] =

@@ -199,6 +199,24 @@ def test_third_order(row: Activation, save: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("row", [row for row in ROWS if "mask" in row.saves], ids=row_id)
+def test_a_second_derivative_of_zero_takes_no_memory(row: Activation) -> None:
+    x, bias = problem(row)
+    u, v = (torch.linspace(-1, k, 12, dtype=torch.float64).view(3, 4).requires_grad_() for k in (1, 2))
+    mine, theirs = (
+        torch.autograd.grad(
+            torch.autograd.grad(f(row)(x, bias), x, u, create_graph=True),
+            [u, x, bias],
+            v,
+            allow_unused=f is plain,
+            materialize_grads=f is plain,
+        )
+        for f in (fused, plain)
+    )
+    torch.testing.assert_close(mine, theirs, **EXACT)
+    assert mine[1].untyped_storage().nbytes() == 8
+
+
 @rows
 def test_create_graph_keeps_first_order(row: Activation) -> None:
     x, bias = problem(row)
