@@ -51,6 +51,10 @@ using scalar_t = typename value_traits<V>::scalar;
 template <class V>
 constexpr bool is_brief = requires { requires V::for_16_bits; };
 
+// Whether fma(a, b, c) rounds once, as it does but on a CPU of before 2013.
+template <class V>
+constexpr bool has_fma = !requires { requires V::without_fma; };
+
 // ---- scalars as value types -----------------------------------------------------------------------------------------
 
 template <class T>
@@ -375,12 +379,12 @@ FUSEDACT_FN V expm1_negative(V x) {
 
 // ---- the logistic family: everything from z = e^-|t|, which neither overflows nor cancels ---------------------------
 
-// n / (1 + z) with n = z on the left. For a small z, here and below, as n - z q, which rounds once where q rounds twice.
+// q = n / (1 + z) with n = z on the left, and better n - z q, which rounds once where 1 + z and q round twice.
 template <class V>
 FUSEDACT_FN V sigmoid_of(V t, V z) {
   V n = select(t < V(0), z, V(1)), q = n / (V(1) + z);
   if constexpr (is_brief<V>) return q;
-  return select(z < V(0.45), fma_exact(-z, q, n), q);
+  return fma_exact(-z, q, n);
 }
 template <class V>
 FUSEDACT_FN V sigmoid(V x) {
@@ -462,11 +466,12 @@ FUSEDACT_COLD V times_sigmoid_derivative_tail(const V& x, const V& t, const V& l
   return fma(x, V(0), select(negative, left, fma(z, bounded, V(1))));
 }
 
-// x sigma(t)
-template <class V>
+// x sigma(t), as above. A t that was rounded has left no room for the two roundings of a z near 1.
+template <bool exact, class V>
 FUSEDACT_FN V times_sigmoid_of(V x, V t, Exp<V> parts) {
   V z = rounded(parts), xp = x * parts.power;  // exact, so that x z is rounded once
   V p = select(t < V(0), fma(xp, parts.e, xp), x);
+  if constexpr (exact && has_fma<V>) return fma_exact(-z, p / (V(1) + z), p);
   V q = p / fma(parts.power, parts.e, V(1) + parts.power);  // 1 + z, rounded once
   return select(z < V(0.4), fma_exact(-z, q, p), q);
 }
@@ -481,7 +486,7 @@ FUSEDACT_FN V times_sigmoid(V x) {
   if constexpr (is_brief<V>) {
     y = times_sigmoid_brief(x, x);
   } else {
-    y = times_sigmoid_of(x, x, exp_parts(negative_abs(x)));
+    y = times_sigmoid_of<true>(x, x, exp_parts(negative_abs(x)));
   }
   auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
@@ -494,7 +499,7 @@ FUSEDACT_FN V times_sigmoid(V x, Two<V> t) {
   if constexpr (is_brief<V>) {
     y = times_sigmoid_brief(x, t.hi);
   } else {
-    y = times_sigmoid_of(x, t.hi, exp_parts(negative_abs(t.hi), select(t.hi < V(0), t.lo, -t.lo)));
+    y = times_sigmoid_of<false>(x, t.hi, exp_parts(negative_abs(t.hi), select(t.hi < V(0), t.lo, -t.lo)));
   }
   auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
@@ -574,7 +579,7 @@ FUSEDACT_FN V tanh(V x) {
   if constexpr (is_brief<V>) return copysign(m / (V(1) + z), x);
   auto close = z > V(0.2);
   V q = select(close, -m, z) / (V(1) + z), h = V(-0.5) * m;
-  return copysign(select(close, fma_exact(h, q, h), fma(V(-2), fma(-z, q, z), V(1))), x);
+  return copysign(select(close, fma_exact(h, q, h), fma(V(-2), q, V(1))), x);
 }
 
 // 1 - tanh^2 t = 4 sigma(2t) sigma(-2t)

@@ -112,11 +112,13 @@ FUSEDACT_INLINE N native_min(N a, N b) {
 #endif
 
 #if defined(__AVX2__)
+constexpr bool native_fma_rounds_once = true;
 template <class N>
 FUSEDACT_INLINE N native_fma_exact(N a, N b, N c) {
   return native_fma(a, b, c);
 }
 #elif defined(__ARM_FEATURE_FMA)
+constexpr bool native_fma_rounds_once = true;
 template <class N>
 FUSEDACT_INLINE N native_fma(N a, N b, N c) {
   for (unsigned i = 0; i < sizeof(N) / sizeof(a[0]); ++i) a[i] = std::fma(a[i], b[i], c[i]);
@@ -127,6 +129,7 @@ FUSEDACT_INLINE N native_fma_exact(N a, N b, N c) {
   return native_fma(a, b, c);
 }
 #else
+constexpr bool native_fma_rounds_once = false;
 template <class N>
 FUSEDACT_INLINE N native_fma(N a, N b, N c) {
   return a * b + c;
@@ -169,6 +172,7 @@ template <class T, bool brief = false>
 struct Pack {
   using scalar = T;
   static constexpr bool for_16_bits = brief;
+  static constexpr bool without_fma = !native_fma_rounds_once;
   static constexpr int native = vector_bytes / sizeof(T);
   static constexpr int size = 4 * native;
   Quad<Native<T>> v;
