@@ -100,6 +100,7 @@ class Case:
     slack: float = 1.0  # on the tolerance of the others, where they round on the way
     checked: bool = True  # False where results are random: then the family's tests must do
     bound_by_memory: bool = True  # so that a copy is its ceiling
+    rounds: int = 1  # times the usual number of rounds, for contenders that are hardly apart
 
     def outputs(self, mode: str) -> tuple[str, ...]:
         """The places for results that `mode` has."""

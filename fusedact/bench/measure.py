@@ -78,7 +78,7 @@ class Bench:
             contenders, wrong = self._contenders(cell)
             for contender in contenders:
                 contender.warm_up()
-            compete(contenders, self.settings.seconds, self.settings.rounds)
+            compete(contenders, self.settings.seconds, self.settings.rounds * cell.case.rounds)
         if any(contender.compiled for contender in contenders):
             torch.compiler.reset()  # compiled code is for these shapes and this number of threads
         return self._results(cell, contenders), wrong
@@ -357,7 +357,7 @@ def estimate(cells: list[Cell], settings: Settings) -> float:
         names = [p for p in names if cell.case.expression(p.source, cell.mode, cell.output) or p.through]
         total += sum(COMPILING.get(cell.mode, 4.0) for p in names if p.through is not None)
         size = _elements(cell.case) * cell.case.dtype.itemsize * (2 if cell.mode in (FORWARD, INFERENCE) else 6)
-        large = settings.rounds * 2 * len(names) * size / 2e9
+        large = settings.rounds * cell.case.rounds * 2 * len(names) * size / 2e9
         total += max(settings.seconds, large) + 0.04 * len(names)
     return total
 

@@ -276,7 +276,13 @@ def model(
 
     both: dict[str, Expression] = {"eager": F.linear, "fusedact": F.linear}  # who takes part; `trial` has the models
     # The tolerance: every layer's rounding. Much smaller than what another activation would do.
-    defaults: dict[str, Any] = {"modes": (INFERENCE, STEP), "rows": (), "slack": 50.0, "bound_by_memory": False}
+    defaults: dict[str, Any] = {
+        "modes": (INFERENCE, STEP),
+        "rows": (),
+        "slack": 50.0,
+        "bound_by_memory": False,
+        "rounds": 4,
+    }
     return Model(family, name, shape, torch.float32, inputs, both, build=build, **{**defaults, **more})
 
 
