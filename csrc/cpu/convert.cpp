@@ -20,7 +20,6 @@ void narrow_run(const void* from, void* to, int64_t count, bool stream) {
   S* s = static_cast<S*>(to);
   for_packs<T>(count,
                [&](int64_t i, auto width) FUSEDACT_LAMBDA { write(s + i, read<T>(t + i, width), width, stream); });
-  if (stream) stream_fence();
 }
 
 #define FUSEDACT_CONVERSION(function)                                                  \

@@ -34,12 +34,13 @@ void run_double_backward(const Activation& a, const DoubleBackwardArgs& args) {
   const Operands<C> operands(args.saved_kind == Saved::input ? args.bias : Vector{}, Vector{}, args.shape, rows);
   const bool stream = beyond_cache(rows.numel * size_of(args.dtype));
   const Blocks<C, 3, 2> blocks(args.dtype);
+  const bool ahead = !blocks.converts() && worth_fetching(rows.numel * size_of(args.dtype));
   const auto kernel = double_backward_kernel(a, args, std::is_same_v<C, double> ? Form::in_double : Form::in_float);
   auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count, int64_t) {
     blocks.over({args.u, args.grad, args.saved}, {args.grad_grad, args.grad_x}, at, count, stream,
                 [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
                   kernel({n, in[0], in[1], in[2], advanced(met.bias, done, sizeof(C)), &args.scalars, out[0], out[1],
-                          sums.bias ? sums.bias + done : nullptr, past});
+                          sums.bias ? sums.bias + done : nullptr, past, ahead});
                 });
   };
   if (!args.grad_bias.data) return for_elements(rows, operands, args.parallel, grain_of(a), run);

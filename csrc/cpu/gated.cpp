@@ -169,6 +169,7 @@ void run_forward(const Activation& a, const GatedForwardArgs& args) {
   const Access<C> access(args.halves, args.dtype, form);
   const Storage<C>& storage = access.storage();
   const bool stream = beyond_cache(rows.numel * size_of(args.dtype));
+  const bool ahead = !storage.converts() && args.halves.step == 1 && worth_fetching(rows.numel * size_of(args.dtype));
   const auto kernel = gated().forward[a.index][static_cast<int>(form)];
   for_elements(rows, operands, args.parallel, grain, [&](const auto& met, auto, int64_t at, int64_t count, int64_t) {
     Buffer<C> gates, values, result;
@@ -178,7 +179,7 @@ void run_forward(const Activation& a, const GatedForwardArgs& args) {
       void* y = storage.out(args.y, at + done, result);
       kernel({n, gate, value, advanced(met.bias, done, sizeof(C)),
               operands.has_weight ? advanced(met.weight, done, sizeof(C)) : access.nothing(), &args.scalars, y,
-              stream && !storage.converts(), args.dtype});
+              stream && !storage.converts(), args.dtype, ahead});
       storage.finish(y, args.y, at + done, n, stream);
     }
   });
@@ -193,6 +194,7 @@ void run_backward(const Activation& a, const GatedBackwardArgs& args) {
   const Access<C> access(args.halves, args.dtype, form);
   const Storage<C>& storage = access.storage();
   const bool stream = beyond_cache(2 * rows.numel * size_of(args.dtype));
+  const bool ahead = !storage.converts() && args.halves.step == 1 && worth_fetching(rows.numel * size_of(args.dtype));
   const auto kernel = gated().backward[a.index][static_cast<int>(form)];
   const int64_t pitch = args.halves.pitch ? args.halves.pitch : rows.length;  // two tensors lie as the result does
   auto run = [&](const auto& met, Sums<C> into, int64_t at, int64_t count, int64_t together) {
@@ -207,7 +209,7 @@ void run_backward(const Activation& a, const GatedBackwardArgs& args) {
       kernel({n, together, rows.length, pitch, grad, gate, value, advanced(met.bias, done, sizeof(C)),
               operands.has_weight ? advanced(met.weight, done, sizeof(C)) : access.nothing(), &args.scalars, grad_gate,
               grad_value, into.bias ? into.bias + done : nullptr, into.weight ? into.weight + done : nullptr,
-              stream && in_place, args.dtype});
+              stream && in_place, args.dtype, ahead});
       if (!in_place) access.finish(of_gate, of_value, args.grad_gate, args.grad_value, at + done, n, stream);
     }
   };

@@ -15,6 +15,7 @@ struct GatedRun {
   void* y;
   bool stream;
   DType storage = DType::float32;  // of gate, value and y, if the form is brief
+  bool ahead = false;              // what is read is asked for before its turn
 };
 
 // `rows` runs of `count` elements that meet the same biases and add to the same sums; those of grad are grad_pitch apart,
@@ -28,6 +29,7 @@ struct GatedBackwardRun {
   void *gate_sum, *value_sum;  // added to, one per element; null if nobody asked
   bool stream;
   DType storage = DType::float32;  // of the elements, if the form is brief
+  bool ahead = false;
 };
 
 // Between pairs (first, second, first, second, ...) and two runs.

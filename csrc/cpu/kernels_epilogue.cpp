@@ -22,7 +22,6 @@ void finish_run(const FinishRun& run) {
     Pack<T> kept = read<T>(a + i, width) * along<T>(run.mask, i, width);
     write(y + i, kept + along<T>(run.residual, i, width), width, run.stream);
   });
-  if (run.stream) stream_fence();
 }
 
 template <class T>
@@ -38,7 +37,6 @@ void gather_run(const GatherRun& run) {
     if (run.slope.values) g = g + (centered * along<T>(run.slope, i, width) + along<T>(run.offset, i, width));
     write(grad_x + i, g, width, run.stream);
   });
-  if (run.stream) stream_fence();
 }
 
 template <class T, class S>

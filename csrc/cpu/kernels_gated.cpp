@@ -30,7 +30,8 @@ void gated_run(const GatedRun& run) {
   using T = typename V::scalar;
   const A<V> f(run.scalars->params);
   const Changes<V> changes(*run.scalars);
-  const Elements<V> gate(run.gate, run.storage), value(run.value, run.storage), y(run.y, run.storage);
+  const Elements<V> gate(run.gate, run.storage, run.ahead), value(run.value, run.storage, run.ahead),
+      y(run.y, run.storage);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
     V g = gate.read(i, width) + V(along<T>(run.gate_bias, i, width));
     V a = f.forward(changes.argument(g));
@@ -38,7 +39,6 @@ void gated_run(const GatedRun& run) {
     V v = value.read(i, width) + V(along<T>(run.value_bias, i, width));
     y.write(i, a * changes.factor(v), width, run.stream);
   });
-  if (run.stream) stream_fence();
 }
 
 // a f(x) and b f'(x)
@@ -57,7 +57,8 @@ void gated_backward_run(const GatedBackwardRun& run) {
   using T = typename V::scalar;
   const A<V> f(run.scalars->params);
   const Changes<V> changes(*run.scalars);
-  const Elements<V> grad(run.grad, run.storage), gate(run.gate, run.storage), value(run.value, run.storage);
+  const Elements<V> grad(run.grad, run.storage, run.ahead), gate(run.gate, run.storage, run.ahead),
+      value(run.value, run.storage, run.ahead);
   const Elements<V> grad_gate(run.grad_gate, run.storage), grad_value(run.grad_value, run.storage);
   T *gate_sum = static_cast<T*>(run.gate_sum), *value_sum = static_cast<T*>(run.value_sum);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
@@ -81,7 +82,6 @@ void gated_backward_run(const GatedBackwardRun& run) {
     if (gate_sum) add_to(gate_sum + i, sum_of_gate, width);
     if (value_sum) add_to(value_sum + i, sum_of_value, width);
   });
-  if (run.stream) stream_fence();
 }
 
 // ---- pairs ----------------------------------------------------------------------------------------------------------
@@ -145,7 +145,6 @@ void merge_run(const void* of_first, const void* of_second, void* to, int64_t co
     pairs[2 * i] = first[i];
     pairs[2 * i + 1] = second[i];
   }
-  if (stream) stream_fence();
 }
 
 // ---- the tables -----------------------------------------------------------------------------------------------------

@@ -165,7 +165,6 @@ void rows(const SoftmaxRows& run) {
   S* y = static_cast<S*>(run.y);
   for (int64_t row = 0; row < run.rows; ++row, x += run.channels, y += run.channels)
     run.bias ? row_of<S, log, true>(run, x, y) : row_of<S, log, false>(run, x, y);
-  if (run.stream) stream_fence();
 }
 
 template <class S, bool log>
@@ -195,7 +194,6 @@ void backward_rows(const SoftmaxBackwardRows& run) {
       write(grad_x + i, r, width, run.stream);
     });
   }
-  if (run.stream) stream_fence();
 }
 
 // ---- strips ---------------------------------------------------------------------------------------------------------
@@ -311,7 +309,6 @@ void strip_of(const SoftmaxStrip& run) {
 template <class S, bool log>
 void strip(const SoftmaxStrip& run) {
   run.bias ? strip_of<S, log, true>(run) : strip_of<S, log, false>(run);
-  if (run.stream) stream_fence();
 }
 
 template <class S, bool log>
@@ -345,7 +342,6 @@ void backward_strip(const SoftmaxBackwardStrip& run) {
       sums[c] += static_cast<T>(total.value());
     }
   }
-  if (run.stream) stream_fence();
 }
 
 template <class S, bool log>

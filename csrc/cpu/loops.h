@@ -71,18 +71,22 @@ FUSEDACT_INLINE Pack<T> along(const Lane& lane, int64_t i, W width) {
   return read<T>(static_cast<const T*>(lane.values) + i * lane.step, width);  // no branch: a step of 0 stays
 }
 
-// A tensor's elements, seen as packs: those of the compute type itself, or, where packs are brief, of either 16-bit type.
+// A tensor's elements, seen as packs: those of the compute type itself, or, where packs are brief, of either 16-bit type. What
+// is read `ahead` is asked for 2 KiB before its turn.
 template <class V>
 class Elements {
   using T = typename V::scalar;
   void* p_;
   [[maybe_unused]] bool half_;
+  bool ahead_;
 
  public:
-  Elements(const void* p, DType storage) : p_(const_cast<void*>(p)), half_(storage == DType::float16) {}
+  Elements(const void* p, DType storage, bool ahead = false)
+      : p_(const_cast<void*>(p)), half_(storage == DType::float16), ahead_(ahead) {}
 
   template <class W>
   FUSEDACT_INLINE V read(int64_t i, W width) const {
+    if (ahead_ && std::is_same_v<W, Whole<T>>) fetch(i);
     if constexpr (!is_brief<V>) {
       return cpu::read<T>(static_cast<const T*>(p_) + i, width);
     } else if (half_) {
@@ -103,6 +107,11 @@ class Elements {
   }
 
  private:
+  FUSEDACT_INLINE void fetch(int64_t i) const {
+    constexpr int size = is_brief<V> ? 2 : sizeof(T), distance = 4096, line = 64;
+    const char* p = static_cast<const char*>(p_) + i * size + distance;
+    for (int k = 0; k < V::size * size; k += line) __builtin_prefetch(p + k);  // past the end it does nothing
+  }
   template <class S>
   FUSEDACT_INLINE static V read_as(const S* p, Whole<T>) {
     return load<T>(p);
@@ -237,7 +246,6 @@ void forward_run(const ForwardRun& run) {
     loop(std::bool_constant<piecewise<F, V>>{});
   else
     loop(std::false_type{});
-  if (stream) stream_fence();
 }
 
 template <template <class> class A, class V, Saved kind>
@@ -246,7 +254,8 @@ void backward_run(const BackwardRun& run) {
   using F = A<V>;
   const F shared(run.scalars->params);
   const Epilogue<V> epilogue(*run.scalars);
-  const Elements<V> grad(run.grad, run.storage), saved(run.saved, run.storage), grad_x(run.grad_x, run.storage);
+  const Elements<V> grad(run.grad, run.storage, run.ahead), saved(run.saved, run.storage, run.ahead),
+      grad_x(run.grad_x, run.storage);
   const Lane bias = run.bias;
   const int64_t rows = run.rows, pitch = run.pitch;
   const bool stream = run.stream;
@@ -291,7 +300,6 @@ void backward_run(const BackwardRun& run) {
     loop(std::false_type{});
   else
     loop(std::true_type{});
-  if (stream) stream_fence();
 }
 
 template <template <class> class A, class V, Saved kind>
@@ -300,12 +308,12 @@ void double_backward_run(const DoubleBackwardRun& run) {
   using F = A<V>;
   const F f(run.scalars->params);
   const Epilogue<V> epilogue(*run.scalars);
-  const T *us = static_cast<const T*>(run.u), *grad = static_cast<const T*>(run.grad),
-          *saved = static_cast<const T*>(run.saved);
-  T *grad_grad = static_cast<T*>(run.grad_grad), *grad_x = static_cast<T*>(run.grad_x);
+  constexpr DType as_computed = sizeof(T) == 4 ? DType::float32 : DType::float64;
+  const Elements<V> us(run.u, as_computed, run.ahead), grad(run.grad, as_computed, run.ahead),
+      saved(run.saved, as_computed, run.ahead), grad_grad(run.grad_grad, as_computed), grad_x(run.grad_x, as_computed);
   T* bias_sum = static_cast<T*>(run.bias_sum);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
-    V u = read<T>(us + i, width), g = read<T>(grad + i, width), s = read<T>(saved + i, width), first, bend;
+    V u = us.read(i, width), g = grad.read(i, width), s = saved.read(i, width), first, bend;
     if constexpr (kind == Saved::input) {
       V v = s + along<T>(run.bias, i, width);
       if (epilogue.active) u = u * epilogue.gain;
@@ -322,10 +330,9 @@ void double_backward_run(const DoubleBackwardRun& run) {
     }
     V r = u * g * bend;
     if (bias_sum) add_to(bias_sum + i, r, width);
-    write(grad_grad + i, first, width, run.stream);
-    write(grad_x + i, r, width, run.stream);
+    grad_grad.write(i, first, width, run.stream);
+    grad_x.write(i, r, width, run.stream);
   });
-  if (run.stream) stream_fence();
 }
 
 // A `wide` activation is computed in float64 only.

@@ -499,7 +499,8 @@ FUSEDACT_INLINE void store(S* p, Pack<T, brief> x, int count) {
   std::memcpy(p, lane, count * sizeof(S));
 }
 
-// Past the caches: for results that no cache would hold. p must be aligned to vector_bytes.
+// Past the caches: for results that no cache would hold; whoever cut the work for threads orders such stores at the end. p must
+// be aligned to vector_bytes.
 template <class T>
 FUSEDACT_INLINE void native_stream(T* p, Native<T> x) {
 #if defined(__AVX512F__)
@@ -527,11 +528,6 @@ FUSEDACT_INLINE void stream_pack(S* p, Pack<T, brief> x) {
     for (int i = 0; i < n; ++i)
       native_stream(reinterpret_cast<float*>(p) + i * whole, native_load<float>(lane + i * whole));
   }
-}
-FUSEDACT_INLINE void stream_fence() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
 }
 
 }  // namespace

@@ -41,6 +41,7 @@ struct BackwardRun {
   void* weight_sum;
   bool stream;
   DType storage = DType::float32;  // of grad, saved and grad_x, if the form is brief
+  bool ahead = false;              // what is read is asked for before its turn
 };
 
 struct DoubleBackwardRun {
@@ -50,7 +51,7 @@ struct DoubleBackwardRun {
   const Scalars* scalars;
   void *grad_grad, *grad_x;
   void* bias_sum;
-  bool stream;
+  bool stream, ahead;
 };
 
 // What a run computes in: float, double, or, for 16-bit elements read and written as they are, float with shorter formulas.

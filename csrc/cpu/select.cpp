@@ -5,7 +5,7 @@
 
 #include "isa.h"
 #include "segments.h"
-#if defined(FUSEDACT_HAS_AVX2)
+#if defined(FUSEDACT_HAS_AVX2) || defined(FUSEDACT_HAS_AVX512)
 #include <cpuid.h>
 #endif
 
@@ -17,7 +17,7 @@ Isa choose() {
   const std::string want = asked ? asked : "";
   if (!want.empty() && want != "default" && want != "avx2" && want != "avx512")
     throw std::runtime_error("FUSEDACT_CPU_CAPABILITY is '" + want + "', expected default, avx2 or avx512");
-#if defined(FUSEDACT_HAS_AVX2)
+#if defined(FUSEDACT_HAS_AVX2) || defined(FUSEDACT_HAS_AVX512)
   unsigned a, b, c = 0, d;  // clang's __builtin_cpu_supports knows no "f16c" before 17
   const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
@@ -29,6 +29,9 @@ Isa choose() {
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 #else
   const bool avx512 = false;
+#endif
+#if !defined(FUSEDACT_HAS_AVX2)
+  if (want == "avx2") throw std::runtime_error("FUSEDACT_CPU_CAPABILITY is 'avx2', which this build lacks");
 #endif
   if ((want == "avx2" && !avx2) || (want == "avx512" && !avx512))
     throw std::runtime_error("FUSEDACT_CPU_CAPABILITY is '" + want + "', which this processor or this build lacks");

@@ -6,27 +6,41 @@
 
 #include <unistd.h>
 
+#include <atomic>
+#include <fstream>
+
 #include "rows.h"
 
 namespace fusedact::cpu {
 
 // ---- when a second thread, and when a store past the caches, pay ----------------------------------------------------
 
-inline bool beyond_cache(int64_t bytes) {
-  static const int64_t last_level = [] {
-    long size = 0;
+// What of the last-level cache one core can use. The kernel knows; the C library adds up a whole socket (384 MiB for 32).
+inline int64_t last_level_cache() {
+  long size = 0;
+  if (std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size"); file >> size) return int64_t{size} << 10;
 #if defined(_SC_LEVEL3_CACHE_SIZE)
-    size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  size = sysconf(_SC_LEVEL3_CACHE_SIZE);
 #endif
-    return size > 0 ? static_cast<int64_t>(size) : int64_t{32} << 20;
-  }();
+  return size > 0 ? static_cast<int64_t>(size) : int64_t{32} << 20;
+}
+inline bool beyond_cache(int64_t bytes) {
+  static const int64_t last_level = last_level_cache();
   return bytes >= last_level;
 }
+// Whether runs that read several tensors ask for their lines ahead of time: beyond the second-level cache, where processors
+// that recognise one stream lose track of two.
+inline bool worth_fetching(int64_t bytes) { return bytes >= int64_t{1} << 20; }
 
 template <class F>
 void parallel(const Parallel& p, int64_t count, int64_t grain, F f) {
-  if (count <= grain || !p.run) return f(int64_t{0}, count);
-  p.run(count, grain, &f, [](void* c, int64_t begin, int64_t end) { (*static_cast<F*>(c))(begin, end); });
+  auto finished = [&f](int64_t begin, int64_t end) {
+    f(begin, end);
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // what was stored past the caches is there, too
+  };
+  if (count <= grain || !p.run) return finished(int64_t{0}, count);
+  p.run(count, grain, &finished,
+        [](void* c, int64_t begin, int64_t end) { (*static_cast<decltype(finished)*>(c))(begin, end); });
 }
 
 // Where a run adds its terms up, one per element; null if nobody asked.
