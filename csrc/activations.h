@@ -415,6 +415,24 @@ struct mish : Plain<> {
   static constexpr std::string_view name = "mish";
   explicit mish(const double*) {}
   FUSEDACT_FN V forward(V x) const {
+    if constexpr (has_pieces<V>) {
+      using P = pieces::mish;
+      return with_far(piecewise<P>(x), x, P::limit, [](V far) { return forward_by_exp(far); });
+    } else {
+      return forward_by_exp(x);
+    }
+  }
+  FUSEDACT_FN V derivative(V x) const {
+    if constexpr (has_pieces<V>) {
+      using P = pieces::mish_slope;
+      return with_far(piecewise<P>(x), x, P::limit, [](V far) { return derivative_by_exp(far); });
+    } else {
+      return derivative_by_exp(x);
+    }
+  }
+  FUSEDACT_FN V second(V x) const { return mish_second(x); }
+
+  FUSEDACT_FN static V forward_by_exp(V x) {
     using K = table<scalar_t<V>>;
     V bounded = at_most(x, V(20));
     auto [e, power] = exp_parts(bounded);
@@ -431,11 +449,11 @@ struct mish : Plain<> {
     V y = select(x < V(0.5), left, right);
     auto beyond = x < V(-K::plain);
     if (any(beyond)) [[unlikely]]
-      y = select(beyond, times_sigmoid_tail(x, x, V(0)), y);
+      y = select(beyond, times_sigmoid_tail(apart(x), apart(x), V(0)), y);
     return y;
   }
   // w (4 (1 + x) + w (6 + 4x) + 4w^2 + w^3) / (2 + 2w + w^2)^2, where the sum cancels at the root near -1.19
-  FUSEDACT_FN V derivative(V x) const {
+  FUSEDACT_FN static V derivative_by_exp(V x) {
     using K = table<scalar_t<V>>;
     V bounded = at_most(x, V(20));
     auto [e, power] = exp_parts(bounded);
@@ -448,10 +466,9 @@ struct mish : Plain<> {
     V y = product_over(w, sum, d, fma_exact(w, inner, V(4) - d));
     auto beyond = abs(x) > V(K::plain);
     if (any(beyond)) [[unlikely]]
-      y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), Two<V>{x, V(0)}), y);
+      y = select(beyond, times_sigmoid_derivative_tail(apart(x), apart(x), V(0), Two<V>{apart(x), V(0)}), y);
     return y;
   }
-  FUSEDACT_FN V second(V x) const { return mish_second(x); }
 };
 
 // ---- the normal family ----------------------------------------------------------------------------------------------
@@ -503,8 +520,22 @@ struct gelu_tanh : Plain<> {
   FUSEDACT_FN static Two<V> argument_slope(V x) {  // times x
     return odd_cubic(x, short_c1<19, 46>(), two_constant<V>(0.21406444881780073, 1.5122146425849085e-18));
   }
-  FUSEDACT_FN V forward(V x) const { return times_sigmoid(x, argument(x)); }
+  FUSEDACT_FN V forward(V x) const {
+    if constexpr (has_pieces<V>) {
+      return smooth_ramp<pieces::gelu_tanh>(x, [](V far) { return forward_by_exp(far); });
+    } else {
+      return forward_by_exp(x);
+    }
+  }
   FUSEDACT_FN V derivative(V x) const {
+    if constexpr (has_pieces<V>) {
+      return smooth_step<pieces::gelu_tanh_slope>(x, [](V far) { return derivative_by_exp(far); });
+    } else {
+      return derivative_by_exp(x);
+    }
+  }
+  FUSEDACT_FN static V forward_by_exp(V x) { return times_sigmoid(x, argument(x)); }
+  FUSEDACT_FN static V derivative_by_exp(V x) {
     V b = bounded(x);
     return times_sigmoid_derivative(x, argument(x), V(2 * c3) * (b * b), b);
   }

@@ -19,6 +19,8 @@
 #include <limits>
 #include <type_traits>
 
+#include "pieces.h"
+
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #define FUSEDACT_FN __host__ __device__ __forceinline__
 #define FUSEDACT_COLD __host__ __device__ __forceinline__  // a call would want a stack
@@ -54,6 +56,11 @@ constexpr bool is_brief = requires { requires V::for_16_bits; };
 // Whether fma(a, b, c) rounds once, as it does but on a CPU of before 2013.
 template <class V>
 constexpr bool has_fma = !requires { requires V::without_fma; };
+
+// Whether a V finds an entry of a table of 32 for each of its lanes in one instruction, look_up<table>(t): there a polynomial
+// whose coefficients are looked up is half the work of an exponential and a quotient.
+template <class V>
+constexpr bool has_pieces = requires { requires V::looks_up; };
 
 // ---- scalars as value types -----------------------------------------------------------------------------------------
 
@@ -111,6 +118,11 @@ FUSEDACT_FN T at_most(T x, T high) {
   return x > high ? high : x;
 }
 FUSEDACT_FN bool any(bool mask) { return mask; }
+// x as another value: what a call takes by value is no reason then to keep x in memory. (Packs need it.)
+template <Scalar T>
+FUSEDACT_FN T apart(T x) {
+  return x;
+}
 
 template <class V>
 FUSEDACT_FN V negative_abs(V x) {
@@ -174,6 +186,52 @@ FUSEDACT_FN V polynomial(V x) {
   constexpr int highest = static_cast<int>(std::size(c)) - 1;
   constexpr auto first = c[highest];
   return horner<c, highest - 1>(V(first), x);
+}
+
+// A function of x by the pieces of a table, as far as its limit: t = x + magic has the piece's number in its low bits, and r is
+// exact. With the value at the centre in two parts what is left is little more than the last rounding.
+template <class Pieces, int i, class V>
+FUSEDACT_FN V horner_of_pieces(V sum, V r, V t) {
+  if constexpr (i < 1) {
+    return sum;
+  } else {
+    return horner_of_pieces<Pieces, i - 1>(fma(sum, r, look_up<Pieces::c[i]>(t)), r, t);
+  }
+}
+template <class Pieces, class V>
+FUSEDACT_FN V piecewise(V x) {
+  constexpr float magic = 0x1.8p23f * Pieces::width;
+  constexpr int degree = static_cast<int>(std::size(Pieces::c)) - 1;
+  V t = x + V(magic), r = x - (t - V(magic));
+  V sum = horner_of_pieces<Pieces, degree - 1>(look_up<Pieces::c[degree]>(t), r, t),
+    at_centre = look_up<Pieces::c[0]>(t);
+  if constexpr (!is_brief<V> && requires { Pieces::rest; }) {
+    return fma(sum, r, look_up<Pieces::rest>(t)) + at_centre;
+  } else {
+    return fma(sum, r, at_centre);
+  }
+}
+// y, but where x is beyond the limit far(x, more...), which is a call.
+template <class V, class Far, class... More>
+FUSEDACT_COLD V far_away(Far far, V x, More... more) {
+  return far(x, more...);
+}
+template <class V, class Far, class... More>
+FUSEDACT_FN V with_far(V y, V x, float limit, Far far, More... more) {
+  auto beyond = abs(x) > V(limit);
+  if (any(beyond)) [[unlikely]]
+    y = select(beyond, far_away(far, apart(x), apart(more)...), y);
+  return y;
+}
+// A smooth ramp, f(x) - f(-x) = x, whose pieces are of -f(-a); and a smooth step, f(x) + f(-x) = 1, whose pieces are of f(-a).
+template <class Pieces, class V, class Far>
+FUSEDACT_FN V smooth_ramp(V x, Far far) {
+  return with_far(at_least(x, V(0)) - piecewise<Pieces>(abs(x)), x, Pieces::limit, far);
+}
+template <class Pieces, class V, class Far>
+FUSEDACT_FN V smooth_step(V x, Far far) {
+  V left = piecewise<Pieces>(abs(x));
+  return with_far(select(x < V(0), left, V(1) - left), x, Pieces::limit, far);
 }
 
 // ---- tables: the output of minimax.py -------------------------------------------------------------------------------
@@ -387,8 +445,16 @@ FUSEDACT_FN V sigmoid_of(V t, V z) {
   return fma_exact(-z, q, n);
 }
 template <class V>
-FUSEDACT_FN V sigmoid(V x) {
+FUSEDACT_FN V sigmoid_by_exp(V x) {
   return sigmoid_of(x, exp_negative(negative_abs(x)));
+}
+template <class V>
+FUSEDACT_FN V sigmoid(V x) {
+  if constexpr (has_pieces<V>) {
+    return smooth_step<pieces::sigmoid>(x, [](V far) { return sigmoid_by_exp(far); });
+  } else {
+    return sigmoid_by_exp(x);
+  }
 }
 template <class V>
 FUSEDACT_FN V sigmoid(Two<V> t) {
@@ -448,7 +514,7 @@ FUSEDACT_FN V times_sigmoid_second(Two<V> t, Two<V> w, V slope, V bend) {
 
 // Where e^-|t| times something may be subnormal, |t| > plain: z travels times 2^scale until the last product.
 template <class V>
-FUSEDACT_COLD V times_sigmoid_tail(const V& x, const V& t, const V& lo) {
+FUSEDACT_COLD V times_sigmoid_tail(V x, V t, V lo) {
   using K = table<scalar_t<V>>;
   auto negative = t < V(0);
   V z = exp_scaled(negative_abs(t), select(negative, lo, -lo));
@@ -456,7 +522,7 @@ FUSEDACT_COLD V times_sigmoid_tail(const V& x, const V& t, const V& lo) {
 }
 // The derivative there. w = x t'(x); infinite x give NaN, as the product rule has it.
 template <class V>
-FUSEDACT_COLD V times_sigmoid_derivative_tail(const V& x, const V& t, const V& lo, const Two<V>& w) {
+FUSEDACT_COLD V times_sigmoid_derivative_tail(V x, V t, V lo, Two<V> w) {
   using K = table<scalar_t<V>>;
   auto negative = t < V(0);
   V bounded = at_most(at_least(w.hi, V(-1e4)), V(1e4));
@@ -481,7 +547,7 @@ FUSEDACT_FN V times_sigmoid_brief(V x, V t) {
   return x / (V(1) + rounded(exp_parts(-t)));
 }
 template <class V>
-FUSEDACT_FN V times_sigmoid(V x) {
+FUSEDACT_FN V times_sigmoid_by_exp(V x) {
   V y;
   if constexpr (is_brief<V>) {
     y = times_sigmoid_brief(x, x);
@@ -490,8 +556,16 @@ FUSEDACT_FN V times_sigmoid(V x) {
   }
   auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
-    y = select(beyond, times_sigmoid_tail(x, x, V(0)), y);
+    y = select(beyond, times_sigmoid_tail(apart(x), apart(x), V(0)), y);
   return y;
+}
+template <class V>
+FUSEDACT_FN V times_sigmoid(V x) {
+  if constexpr (has_pieces<V>) {
+    return smooth_ramp<pieces::silu>(x, [](V far) { return times_sigmoid_by_exp(far); });
+  } else {
+    return times_sigmoid_by_exp(x);
+  }
 }
 template <class V>
 FUSEDACT_FN V times_sigmoid(V x, Two<V> t) {
@@ -503,7 +577,7 @@ FUSEDACT_FN V times_sigmoid(V x, Two<V> t) {
   }
   auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
-    y = select(beyond, times_sigmoid_tail(x, t.hi, t.lo), y);
+    y = select(beyond, times_sigmoid_tail(apart(x), apart(t.hi), apart(t.lo)), y);
   return y;
 }
 
@@ -515,7 +589,7 @@ FUSEDACT_FN V times_sigmoid_derivative_brief(V t, V w) {
   return s * fma(w, V(1) - s, V(1));
 }
 template <class V>
-FUSEDACT_FN V times_sigmoid_derivative(V x) {
+FUSEDACT_FN V times_sigmoid_derivative_by_exp(V x) {
   V y;
   if constexpr (is_brief<V>) {
     y = times_sigmoid_derivative_brief(x, x);
@@ -527,8 +601,16 @@ FUSEDACT_FN V times_sigmoid_derivative(V x) {
   }
   auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
-    y = select(beyond, times_sigmoid_derivative_tail(x, x, V(0), Two<V>{x, V(0)}), y);
+    y = select(beyond, times_sigmoid_derivative_tail(apart(x), apart(x), V(0), Two<V>{apart(x), V(0)}), y);
   return y;
+}
+template <class V>
+FUSEDACT_FN V times_sigmoid_derivative(V x) {
+  if constexpr (has_pieces<V>) {
+    return smooth_step<pieces::silu_slope>(x, [](V far) { return times_sigmoid_derivative_by_exp(far); });
+  } else {
+    return times_sigmoid_derivative_by_exp(x);
+  }
 }
 // The same where w = t + a b; what is largest is added up first, and rounds once.
 template <class V>
@@ -554,7 +636,7 @@ FUSEDACT_FN V times_sigmoid_derivative(V x, Two<V> t, V a, V b) {
 
 // log(1 + e^t) for t = t.hi + t.lo, error below 2 u and what max(t, 0) needs.
 template <class V>
-FUSEDACT_FN V softplus(Two<V> t) {
+FUSEDACT_FN V softplus_by_exp(Two<V> t) {
   using K = table<scalar_t<V>>;
   V z = exp_negative(negative_abs(t.hi), select(t.hi < V(0), t.lo, -t.lo));
   V log1p;
@@ -570,10 +652,25 @@ FUSEDACT_FN V softplus(Two<V> t) {
   return at_least(t.hi, V(0)) + log1p;
 }
 
+template <class V>
+FUSEDACT_FN V softplus(Two<V> t) {
+  if constexpr (has_pieces<V>) {
+    using P = pieces::softplus;
+    V left = piecewise<P>(abs(t.hi));
+    left =
+        fma(left, select(t.hi < V(0), t.lo, -t.lo), left);  // for its derivative is very nearly itself where t is large
+    return with_far(
+        at_least(t.hi, V(0)) + left, t.hi, P::limit, [](V hi, V lo) { return softplus_by_exp(Two<V>{hi, lo}); }, t.lo);
+  } else {
+    return softplus_by_exp(t);
+  }
+}
+
 // tanh x: q = -e / (2 + e) with e = expm1(-2|x|), better written h + h q with h = -e / 2, where e is small, and
 // 1 - 2 z / (1 + z) with z = e^-2|x| beyond.
 template <class V>
 FUSEDACT_FN V tanh(V x) {
+  if constexpr (has_pieces<V>) return copysign(piecewise<pieces::tanh>(at_most(abs(x), V(pieces::tanh::limit))), x);
   auto [e, power] = exp_parts(at_least(V(2) * negative_abs(x), V(-60)));
   V m = fma(power, e, power - V(1)), z = fma(power, e, power);
   if constexpr (is_brief<V>) return copysign(m / (V(1) + z), x);
@@ -615,7 +712,7 @@ FUSEDACT_FN V times_normal_pdf(V w, V x) {
 
 // x Phi(x) in full range: on the left -|x| Q(|x|), on the right x more; the scale is kept until the last product.
 template <class V>
-FUSEDACT_COLD V times_normal_cdf_tail(const V& x) {
+FUSEDACT_COLD V times_normal_cdf_tail(V x) {
   using K = table<scalar_t<V>>;
   V a = abs(x);
   Two<V> t = minus_half_square(a), factor;  // a Q(a) = e^t factor
@@ -635,7 +732,9 @@ FUSEDACT_COLD V times_normal_cdf_tail(const V& x) {
 template <class V>
 FUSEDACT_FN V times_normal_cdf(V x) {
   using K = table<scalar_t<V>>;
-  if constexpr (requires { K::short_limit; }) {
+  if constexpr (has_pieces<V>) {
+    return smooth_ramp<pieces::gelu>(x, [](V far) { return times_normal_cdf_tail(far); });
+  } else if constexpr (requires { K::short_limit; }) {
     V a = abs(x), y;
     // Q(a) = e^(-a^2 / 2 - a / 2) P(a): with the second term P hardly varies, and its last step rounds alone.
     if constexpr (is_brief<V>) {
@@ -653,7 +752,7 @@ FUSEDACT_FN V times_normal_cdf(V x) {
     }
     auto beyond = a > V(K::short_limit);
     if (any(beyond)) [[unlikely]]
-      y = select(beyond, times_normal_cdf_tail(x), y);
+      y = select(beyond, times_normal_cdf_tail(apart(x)), y);
     return y;
   } else {
     return times_normal_cdf_tail(x);
@@ -667,7 +766,7 @@ FUSEDACT_FN V root_minus(V a) {
   return (V(root) - a) + V(rest);
 }
 template <class V>
-FUSEDACT_COLD V times_normal_cdf_derivative_tail(const V& x) {
+FUSEDACT_COLD V times_normal_cdf_derivative_tail(V x) {
   using K = table<scalar_t<V>>;
   V a = abs(x);
   Two<V> t = minus_half_square(a);
@@ -685,7 +784,9 @@ FUSEDACT_COLD V times_normal_cdf_derivative_tail(const V& x) {
 template <class V>
 FUSEDACT_FN V times_normal_cdf_derivative(V x) {
   using K = table<scalar_t<V>>;
-  if constexpr (requires { K::short_limit; }) {
+  if constexpr (has_pieces<V>) {
+    return smooth_step<pieces::gelu_slope>(x, [](V far) { return times_normal_cdf_derivative_tail(far); });
+  } else if constexpr (requires { K::short_limit; }) {
     V a = abs(x);
     Two<V> t = minus_half_square(a);
     auto [e, power] = exp_parts(t.hi, t.lo);
@@ -699,7 +800,7 @@ FUSEDACT_FN V times_normal_cdf_derivative(V x) {
     V y = select(x < V(0), left, V(1) - left);
     auto beyond = a > V(K::short_limit);
     if (any(beyond)) [[unlikely]]
-      y = select(beyond, times_normal_cdf_derivative_tail(x), y);
+      y = select(beyond, times_normal_cdf_derivative_tail(apart(x)), y);
     return y;
   } else {
     return times_normal_cdf_derivative_tail(x);
@@ -714,7 +815,9 @@ struct ValueAndSlope {
 template <class V>
 FUSEDACT_FN ValueAndSlope<V> times_normal_cdf_and_derivative(V x) {
   using K = table<scalar_t<V>>;
-  if constexpr (requires { K::short_limit; }) {
+  if constexpr (has_pieces<V>) {
+    return {times_normal_cdf(x), times_normal_cdf_derivative(x)};
+  } else if constexpr (requires { K::short_limit; }) {
     V a = abs(x), mills, ratio;
     Two<V> t = minus_half_square(a);
     auto [e, power] = exp_parts(t.hi, t.lo);
@@ -729,8 +832,8 @@ FUSEDACT_FN ValueAndSlope<V> times_normal_cdf_and_derivative(V x) {
     ValueAndSlope<V> y{fma(-a, fma(tail, e, tail), at_least(x, V(0))), select(x < V(0), left, V(1) - left)};
     auto beyond = a > V(K::short_limit);
     if (any(beyond)) [[unlikely]] {
-      y.value = select(beyond, times_normal_cdf_tail(x), y.value);
-      y.slope = select(beyond, times_normal_cdf_derivative_tail(x), y.slope);
+      y.value = select(beyond, times_normal_cdf_tail(apart(x)), y.value);
+      y.slope = select(beyond, times_normal_cdf_derivative_tail(apart(x)), y.slope);
     }
     return y;
   } else {

@@ -259,7 +259,10 @@ def test_extremes_agree_with_pytorch(row: Activation, dtype: torch.dtype) -> Non
     info = torch.finfo(dtype)
     x = torch.tensor([0.0, -0.0, inf, -inf, info.max / 8, -info.max / 8, info.tiny, -info.tiny, 1e4, -1e4], dtype=dtype)
     x = torch.cat([x, torch.tensor([float(k) for k in SLOPE[row.name]], dtype=dtype)])
-    wanted, got = TORCH[row.name](x), call(row, x)
+    one_by_one = [
+        TORCH[row.name](v.reshape(1)) for v in x
+    ]  # gelu(inf) is NaN in vectors of AVX-512, inf in PyTorch's scalar loop
+    wanted, got = torch.cat(one_by_one), call(row, x)
     if row.name in {"gelu", "gelu_tanh", "silu", "mish"}:  # PyTorch's tail underflows too early
         keep = x.isinf() | (x > -1e4)
         wanted, got = wanted[keep], got[keep]

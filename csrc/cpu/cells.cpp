@@ -15,10 +15,6 @@ constexpr int64_t block = 16;
 
 CellKernels kernels_of(DType dtype) { return FUSEDACT_OF_ISA(cell_kernels)(dtype); }
 
-void put_all(const Sum& sum, const double* total, int64_t count, int64_t from = 0) {
-  for (int64_t i = 0; sum.data && i < count; ++i) put(sum, from + i, total[i]);
-}
-
 template <class C>
 void run(const LstmArgs& a) {
   const auto kernel = kernels_of(a.dtype).lstm;
@@ -46,7 +42,7 @@ void run(const LstmBackwardArgs& a) {
                   kernel({last - first, n, from(a.grad_h, n), from(a.grad_c_new, n), from(a.gates, 4 * n), bias.data(),
                           from(a.c, n), to(a.grad_gates, 4 * n), to(a.grad_c, n), sums});
                 });
-  put_all(a.grad_bias, total.data(), 4 * n);
+  put(a.grad_bias, total.data(), 4 * n);
 }
 
 template <class C>
@@ -76,9 +72,9 @@ void run(const GruBackwardArgs& a) {
                           input_bias.data(), hidden_bias.data(), from(a.h, n), to(a.grad_input_gates, 3 * n),
                           to(a.grad_hidden_gates, 3 * n), to(a.grad_h, n), sums});
                 });
-  put_all(a.grad_input_bias, total.data(), 3 * n);
-  put_all(a.grad_hidden_bias, total.data(), 2 * n);
-  put_all(a.grad_hidden_bias, total.data() + 3 * n, n, 2 * n);
+  put(a.grad_input_bias, total.data(), 3 * n);
+  put(a.grad_hidden_bias, total.data(), 2 * n);
+  put(a.grad_hidden_bias, total.data() + 3 * n, n, 2 * n);
 }
 
 template <class Args>

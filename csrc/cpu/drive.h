@@ -31,12 +31,13 @@ class ForwardOf {
       : operands(args.bias, args.weight, args.shape, rows),
         args_(args),
         blocks_(args.dtype, form_of<C>(args.dtype) == Form::brief),
-        kernel_(kernels().forward[a.index][static_cast<int>(form_of<C>(args.dtype))]) {}
+        kernel_(kernels().forward[a.index][static_cast<int>(form_of<C>(args.dtype))]),
+        ahead_(!a.masked && !blocks_.converts() && worth_fetching(args.shape.numel() * size_of(args.dtype))) {}
 
   void run(const typename Operands<C>::Met& met, int64_t at, int64_t count, bool stream) const {
     blocks_.over({args_.x}, {args_.y}, at, count, stream, [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
       kernel_({n, in[0], advanced(met.bias, done, sizeof(C)), advanced(met.weight, done, sizeof(C)), &args_.scalars,
-               out[0], args_.mask, at + done, past, args_.dtype});
+               out[0], args_.mask, at + done, past, args_.dtype, ahead_});
     });
   }
 
@@ -44,6 +45,7 @@ class ForwardOf {
   const ForwardArgs& args_;
   Blocks<C, 1, 1> blocks_;
   void (*kernel_)(const ForwardRun&);
+  bool ahead_;
 };
 
 // Elements are cut into tiles if sums are wanted, or if whoever looks at the results wants them so. `look(at, count, rows)`

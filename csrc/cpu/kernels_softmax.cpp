@@ -39,27 +39,39 @@ FUSEDACT_INLINE T greatest(Pack<T> x) {
   return most;
 }
 
-// A sum in float64 of packs of T.
+// A sum in float64 of packs of T; of packs of float64 with what each step rounds off.
 template <class T>
 struct Total {
   using Wide = Lanes<double, Pack<T>::native>;
-  Wide lanes{};
+  Wide lanes{}, lost{};
   FUSEDACT_INLINE void add(Pack<T> x) {
     const auto& v = x.v;
-    lanes += (__builtin_convertvector(v.a, Wide) + __builtin_convertvector(v.b, Wide)) +
-             (__builtin_convertvector(v.c, Wide) + __builtin_convertvector(v.d, Wide));
+    if constexpr (sizeof(T) == 8) {
+      for (Wide n : {v.a, v.b, v.c, v.d}) {
+        const Two<Wide> sum = two_sum(lanes, n);
+        lanes = sum.hi;
+        lost += sum.lo;
+      }
+    } else {
+      lanes += (__builtin_convertvector(v.a, Wide) + __builtin_convertvector(v.b, Wide)) +
+               (__builtin_convertvector(v.c, Wide) + __builtin_convertvector(v.d, Wide));
+    }
   }
   FUSEDACT_INLINE double value() const {
-    double sum = 0;
-    for (int i = 0; i < Pack<T>::native; ++i) sum += lanes[i];
-    return sum;
+    Two<double> total{0, 0};
+    for (int i = 0; i < Pack<T>::native; ++i) {
+      const Two<double> sum = two_sum(total.hi, lanes[i]);
+      total = {sum.hi, total.lo + (sum.lo + lost[i])};
+    }
+    return total.hi - total.hi == 0 ? total.hi + total.lo : total.hi;  // infinite: what it lost is NaN
   }
 };
 
-// Calls f(offset, width) for each pack of [0, count), and fold() after every fourth: so many are added up in T.
+// Calls f(offset, width) for each pack of [0, count), and fold() after every one of float64, every fourth of float32: so many
+// are added up in T.
 template <class T, class F, class Fold>
 FUSEDACT_INLINE void for_folded(int64_t count, F f, Fold fold) {
-  constexpr int64_t block = 4 * Pack<T>::size;
+  constexpr int64_t block = (sizeof(T) == 8 ? 1 : 4) * Pack<T>::size;
   for (int64_t start = 0; start < count; start += block) {
     for_packs<T>(count - start < block ? count - start : block,
                  [&](int64_t i, auto width) FUSEDACT_LAMBDA { f(start + i, width); });

@@ -221,7 +221,7 @@ void forward_run(const ForwardRun& run) {
   using F = A<V>;
   const F shared(run.scalars->params);
   const Epilogue<V> epilogue(*run.scalars);
-  const Elements<V> x(run.x, run.storage), y(run.y, run.storage);
+  const Elements<V> x(run.x, run.storage, run.ahead), y(run.y, run.storage);
   const Lane bias = run.bias;
   const bool stream = run.stream;
   auto loop = [&](auto plain) FUSEDACT_LAMBDA {

@@ -75,7 +75,7 @@ void scatter(const MaxoutBackwardArgs& args) {
                          for (int64_t i = 0; i < units.results; ++i) bias[i * next + index[i]] += values[i];
                        }
                      });
-  for (int64_t c = 0; c < sums; ++c) put(args.grad_bias, c, total[c]);
+  put(args.grad_bias, total.data(), sums);
 }
 
 }  // namespace

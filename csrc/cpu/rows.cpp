@@ -1,4 +1,4 @@
-// One element of a vector at a time, in float64: read whatever its dtype, and written with one rounding.
+// Per-channel values in float64: read one at a time whatever their dtype, and written with one rounding.
 #include "rows.h"
 
 #include <bit>
@@ -51,17 +51,23 @@ double value_at(const Vector& v, int64_t i) {
   return 0;
 }
 
-void put(const Sum& sum, int64_t i, double v) {
+void put(const Sum& sum, const double* values, int64_t count, int64_t from) {
+  if (!sum.data) return;
   switch (sum.dtype) {
-    case DType::float32: static_cast<float*>(sum.data)[i] = static_cast<float>(v); break;
-    case DType::float64: static_cast<double*>(sum.data)[i] = v; break;
-    case DType::bfloat16: static_cast<uint16_t*>(sum.data)[i] = to_bfloat16(v); break;
-    case DType::float16: static_cast<uint16_t*>(sum.data)[i] = to_half(v); break;
+    case DType::float32:
+      std::transform(values, values + count, static_cast<float*>(sum.data) + from,
+                     [](double v) { return static_cast<float>(v); });
+      break;
+    case DType::float64: std::copy_n(values, count, static_cast<double*>(sum.data) + from); break;
+    case DType::bfloat16:
+      std::transform(values, values + count, static_cast<uint16_t*>(sum.data) + from, to_bfloat16);
+      break;
+    case DType::float16:
+      std::transform(values, values + count, static_cast<uint16_t*>(sum.data) + from, to_half);
+      break;
   }
 }
 
-void zero(const Sum& sum, int64_t count) {
-  for (int64_t i = 0; sum.data && i < count; ++i) put(sum, i, 0.0);
-}
+void zero(const Sum& sum, int64_t count) { put(sum, std::vector<double>(sum.data ? count : 0).data(), count); }
 
 }  // namespace fusedact::cpu

@@ -39,8 +39,8 @@ inline Rows rows_of(const Shape& s, bool per_channel) {
 // ---- per-channel values in the compute type -------------------------------------------------------------------------
 
 double value_at(const Vector&, int64_t i);
-// One rounding, to nearest even.
-void put(const Sum&, int64_t i, double value);
+// One rounding, to nearest even; into the elements from `from` on, if anybody asked.
+void put(const Sum&, const double* values, int64_t count, int64_t from = 0);
 void zero(const Sum&, int64_t count);
 
 template <class C>

@@ -25,6 +25,7 @@ struct ForwardRun {
   int64_t mask_at;                 // the first element's bit
   bool stream;                     // the results are larger than the caches: store past them
   DType storage = DType::float32;  // of x and y, if the form is brief
+  bool ahead = false;              // what is read is asked for before its turn
 };
 
 // `rows` runs of `count` elements, `pitch` apart, that meet the same bias and add to the same sums.
@@ -41,7 +42,7 @@ struct BackwardRun {
   void* weight_sum;
   bool stream;
   DType storage = DType::float32;  // of grad, saved and grad_x, if the form is brief
-  bool ahead = false;              // what is read is asked for before its turn
+  bool ahead = false;
 };
 
 struct DoubleBackwardRun {

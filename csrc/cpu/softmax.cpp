@@ -83,7 +83,7 @@ void run_backward(const SoftmaxBackwardArgs& args) {
                     }
                   });
   }
-  for (int64_t c = 0; c < sums; ++c) put(args.grad_bias, c, total[c]);
+  put(args.grad_bias, total.data(), sums);
 }
 
 }  // namespace

@@ -246,7 +246,7 @@ class GradientCells {
     for (Integer z : zeros) zeros_[cell] += z;
   }
 
-  void add(double* sums, Statistic statistic, int64_t parts, const std::vector<double>& partial) const {
+  void add(double* sums, Statistic statistic, int64_t parts, std::vector<double> partial) const {
     std::vector<double> total(args_.shape.channels);
     cpu::fold({{total.data(), DType::float64}, false}, args_.shape, rows_, parts, cells_, partial);
     for (int64_t c = 0; c < args_.shape.channels; ++c)

@@ -87,23 +87,26 @@ struct Wanted {
   bool one;  // summed over the channels too
 };
 
-// Adds up `partial` [chunks, length] per channel.
+// Adds up `partial` [chunks, length] per channel; what it holds then is of no use any more.
 inline void fold(const Wanted& wanted, const Shape& s, const Rows& rows, int64_t chunks, int64_t length,
-                 const std::vector<double>& partial) {
+                 std::vector<double>& partial) {
   const int64_t outputs = wanted.one ? 1 : s.channels;
-  std::vector<double> total(outputs, 0.0);
+  std::vector<double> total;
   if (rows.along) {
-    std::vector<double> column(partial.begin(), partial.begin() + length);
+    double* const column = partial.data();
     for (int64_t k = 1; k < chunks; ++k)
       for (int64_t j = 0; j < length; ++j) column[j] += partial[k * length + j];
+    if (length == outputs && s.inner == 1) return put(wanted.sum, column, outputs);
+    total.assign(outputs, 0.0);
     for (int64_t j = 0; j < length;)
       for (int64_t c = 0; c < s.channels && j < length; ++c)
         for (int64_t k = 0; k < s.inner && j < length; ++k) total[wanted.one ? 0 : c] += column[j++];
   } else {
+    total.assign(outputs, 0.0);
     for (int64_t row = 0; row < rows.count; ++row)
       for (int64_t k = 0; k < chunks; ++k) total[wanted.one ? 0 : row % s.channels] += partial[row * chunks + k];
   }
-  for (int64_t c = 0; c < outputs; ++c) put(wanted.sum, c, total[c]);
+  put(wanted.sum, total.data(), outputs);
 }
 
 template <class C, class Run>
