@@ -158,9 +158,9 @@ def text_of(table: Table) -> str:
 HEADER = """\
 // Functions as polynomials piece by piece: written by pieces.py, which says how. Read by `piecewise` in math.h.
 //
-// Piece n is about n * width, and stands at n modulo 32. c[0] + rest is the value at its centre; c[k] goes with r^k. The
-// number beside each name is the largest relative error before any rounding of the sum (of the slopes: beside a root, of a
-// tenth of the piece's largest value).
+// Piece n is about n * width, and stands at n modulo 32. c[0] + rest is the value at its centre; c[k] goes with r^k.
+// The number beside each name is the largest relative error before any rounding of the sum (of the slopes: beside a
+// root, of a tenth of the piece's largest value).
 // clang-format off
 #pragma once
 
