@@ -32,9 +32,10 @@ template <class C>
 void run_double_backward(const Activation& a, const DoubleBackwardArgs& args) {
   const Rows rows = rows_of(args.shape, per_channel(args.bias) || args.grad_bias.data);
   const Operands<C> operands(args.saved_kind == Saved::input ? args.bias : Vector{}, Vector{}, args.shape, rows);
-  const bool stream = beyond_cache(rows.numel * size_of(args.dtype));
+  const int64_t bytes = rows.numel * size_of(args.dtype);
+  const bool stream = beyond_cache(2 * bytes, 5 * bytes);
   const Blocks<C, 3, 2> blocks(args.dtype);
-  const bool ahead = !blocks.converts() && worth_fetching(rows.numel * size_of(args.dtype));
+  const bool ahead = !blocks.converts() && worth_fetching(bytes);
   const auto kernel = double_backward_kernel(a, args, std::is_same_v<C, double> ? Form::in_double : Form::in_float);
   auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count, int64_t) {
     blocks.over({args.u, args.grad, args.saved}, {args.grad_grad, args.grad_x}, at, count, stream,

@@ -53,12 +53,13 @@ class ForwardOf {
 template <class C, bool looks, class Look>
 void run_backward(const Activation& a, const BackwardArgs& args, const Rows& rows, Look look) {
   const bool from_mask = args.saved_kind == Saved::mask;
+  const int64_t bytes = rows.numel * size_of(args.dtype);
   const Operands<C> operands(args.saved_kind == Saved::input ? args.bias : Vector{}, args.weight, args.shape, rows);
   const bool stream =
-      !looks && args.grad != args.grad_x && args.saved != args.grad_x && beyond_cache(rows.numel * size_of(args.dtype));
+      !looks && args.grad != args.grad_x && args.saved != args.grad_x && beyond_cache(bytes, from_mask ? 0 : 3 * bytes);
   const Form form = form_of<C>(args.dtype);
   const Blocks<C, 2, 1> blocks(args.dtype, form == Form::brief);
-  const bool ahead = !blocks.converts() && worth_fetching(rows.numel * size_of(args.dtype));
+  const bool ahead = !blocks.converts() && worth_fetching(bytes);
   const auto kernel = kernels().backward[static_cast<int>(args.saved_kind)][a.index][static_cast<int>(form)];
   const auto* mask = from_mask ? static_cast<const uint8_t*>(args.saved) : nullptr;
   auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count, int64_t together) {

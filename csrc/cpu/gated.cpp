@@ -168,8 +168,9 @@ void run_forward(const Activation& a, const GatedForwardArgs& args) {
   const Form form = form_of<C>(args.halves, args.dtype, rows.numel);
   const Access<C> access(args.halves, args.dtype, form);
   const Storage<C>& storage = access.storage();
-  const bool stream = beyond_cache(rows.numel * size_of(args.dtype));
-  const bool ahead = !storage.converts() && args.halves.step == 1 && worth_fetching(rows.numel * size_of(args.dtype));
+  const int64_t bytes = rows.numel * size_of(args.dtype);
+  const bool stream = beyond_cache(bytes, 3 * bytes);
+  const bool ahead = !storage.converts() && args.halves.step == 1 && worth_fetching(bytes);
   const auto kernel = gated().forward[a.index][static_cast<int>(form)];
   for_elements(rows, operands, args.parallel, grain, [&](const auto& met, auto, int64_t at, int64_t count, int64_t) {
     Buffer<C> gates, values, result;
@@ -193,8 +194,9 @@ void run_backward(const Activation& a, const GatedBackwardArgs& args) {
   const Form form = form_of<C>(args.halves, args.dtype, rows.numel);
   const Access<C> access(args.halves, args.dtype, form);
   const Storage<C>& storage = access.storage();
-  const bool stream = beyond_cache(2 * rows.numel * size_of(args.dtype));
-  const bool ahead = !storage.converts() && args.halves.step == 1 && worth_fetching(rows.numel * size_of(args.dtype));
+  const int64_t bytes = rows.numel * size_of(args.dtype);
+  const bool stream = beyond_cache(2 * bytes, 5 * bytes);
+  const bool ahead = !storage.converts() && args.halves.step == 1 && worth_fetching(bytes);
   const auto kernel = gated().backward[a.index][static_cast<int>(form)];
   const int64_t pitch = args.halves.pitch ? args.halves.pitch : rows.length;  // two tensors lie as the result does
   auto run = [&](const auto& met, Sums<C> into, int64_t at, int64_t count, int64_t together) {
