@@ -13,6 +13,7 @@
 //   weight_derivative(x)   df/dw, where the first parameter may be a tensor that learns
 //   wide              float32 and 16-bit are computed in float64, for the terms cancel
 //   bends_in_float    second() keeps its bounds in float too, and is computed so for float32 and 16 bits
+//   cheap             forward is so few instructions that memory sets the pace
 //
 // Knows nothing of memory, loops, dtypes or torch. Adding one: CONTRIBUTING.md.
 #pragma once
@@ -29,6 +30,7 @@ inline constexpr double infinity = std::numeric_limits<double>::infinity();
 template <int Params = 0>
 struct Plain {
   static constexpr int params = Params;
+  static constexpr bool cheap = false;
   static constexpr bool wide = false;
   static constexpr bool bends_in_float = false;
 };
@@ -39,6 +41,7 @@ struct Invertible : Plain<Params> {
 // Two slopes and no bend. The gradient chooses, it does not multiply by 0, so that an infinite g vanishes where f is flat.
 template <class Self, class V, int Params = 0>
 struct PiecewiseLinear : Plain<Params> {
+  static constexpr bool cheap = true;
   static constexpr bool bends_in_float = true;
   FUSEDACT_FN V outer_gradient(V g) const { return g; }   // where is_outer(x)
   FUSEDACT_FN V inner_gradient(V) const { return V(0); }  // elsewhere
@@ -194,6 +197,7 @@ struct softshrink : PiecewiseLinear<softshrink<V>, V, 1> {
 template <class V>
 struct hardswish : Plain<> {
   static constexpr std::string_view name = "hardswish";
+  static constexpr bool cheap = true;
   static constexpr bool bends_in_float = true;
   explicit hardswish(const double*) {}
   FUSEDACT_FN V forward(V x) const {
@@ -212,6 +216,7 @@ struct hardswish : Plain<> {
 template <class V>
 struct hard_mish : Plain<> {
   static constexpr std::string_view name = "hard_mish";
+  static constexpr bool cheap = true;
   static constexpr bool bends_in_float = true;
   explicit hard_mish(const double*) {}
   FUSEDACT_FN V forward(V x) const { return x * (V(0.5) * at_most(at_least(x + V(2), V(0)), V(2))); }
@@ -222,6 +227,7 @@ struct hard_mish : Plain<> {
 template <class V>
 struct squared_relu : Plain<> {
   static constexpr std::string_view name = "squared_relu";
+  static constexpr bool cheap = true;
   static constexpr bool bends_in_float = true;
   explicit squared_relu(const double*) {}
   FUSEDACT_FN V forward(V x) const {
@@ -646,6 +652,7 @@ struct softsign : Plain<> {
 template <class V>
 struct square : Plain<> {
   static constexpr std::string_view name = "square";
+  static constexpr bool cheap = true;
   static constexpr bool bends_in_float = true;
   explicit square(const double*) {}
   FUSEDACT_FN V forward(V x) const { return x * x; }

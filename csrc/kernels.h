@@ -116,6 +116,7 @@ struct Activation {
   int params;                                // how many scalar parameters
   bool weight;                               // the first parameter may be a tensor, and learns
   bool masked;                               // piecewise linear: Saved::mask is exact
+  bool cheap;                                // memory sets the pace of forward
   bool wide;                                 // float32 and 16-bit are computed in float64
   bool output;                               // Saved::output is possible for some parameters ...
   bool (*invertible)(const double* params);  // ... namely where this is true

@@ -13,7 +13,7 @@ template <template <class> class A>
 constexpr Activation describe(int index) {
   using F = A<float>;
   constexpr bool output = requires { &F::invertible; };
-  Activation a{F::name, index, F::params, false, false, F::wide, output, nullptr};
+  Activation a{F::name, index, F::params, false, false, F::cheap, F::wide, output, nullptr};
   a.weight = std::is_constructible_v<F, const double*, float>;
   a.masked = requires(F f, float x) { f.is_outer(x); };
   if constexpr (output) a.invertible = &F::invertible;

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from torch.overrides import has_torch_function_variadic
 
-from fusedact import _C, functional, registry
+from fusedact import _C, functional, lowering, registry
 
 Pair: TypeAlias = "tuple[Tensor, Tensor]"
 Biases: TypeAlias = "Tensor | tuple[Tensor | None, Tensor | None] | None"
@@ -87,6 +87,10 @@ def gated_act(
     first, second, first_bias, second_bias = _tensors(input, bias)
     if weight is not None or row.noise is not None:
         return _composed(input, bias, activation, dim, gate, layout, limit, alpha, offset, params)
+    plain = first_bias is None and second_bias is None and (limit, alpha, offset) == (None, 1.0, 0.0)
+    if plain and is_dynamo_compiling() and _torchs_own(kernel, first, second, dim, gate, layout):
+        halves = split(first, dim, layout) if second is None else (first, second)
+        return lowering.gated(kernel, scalars, *(halves if gate == "first" else halves[::-1]))
     settings = (first, second, first_bias, second_bias, kernel, scalars, dim, gate, layout, limit, alpha, offset)
     if is_dynamo_compiling() or has_torch_function_variadic(first, second, first_bias, second_bias):
         result: Tensor = torch.ops.fusedact.gated_act(*settings)
@@ -95,6 +99,14 @@ def gated_act(
         return _C.gated_act(*settings)
     except TypeError as error:
         _explain(error, settings)
+
+
+def _torchs_own(kernel: str, first: Tensor, second: Tensor | None, dim: int, gate: str, layout: str) -> bool:
+    if not lowering.pairs(first, second, dim) or gate not in ("first", "second"):
+        return False
+    if layout not in ("concat", "interleaved"):
+        return False
+    return lowering.torchs_own(kernel, first.numel() // (2 if second is None else 1), None)
 
 
 def _tensors(input: Any, bias: Any) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:

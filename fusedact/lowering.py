@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Up to how many elements torch's function is the faster one; more for those that Inductor computes nearly as fast.
-SMALL, SMALL_AND_CLOSE = 16384, 65536
-CLOSE = {"gelu", "silu", "sigmoid", "elu", "celu", "selu"}
+# Up to how many elements torch's function is the faster one: more for those that Inductor computes nearly as fast.
+SMALL = 16384
+CLOSE = {"gelu": 65536, "silu": 262144, "sigmoid": 262144, "elu": 262144, "celu": 262144, "selu": 262144}
 
 # By the kernel's name: torch's function of x and the kernel's scalars.
 ALSO_IN_TORCH: dict[str, Callable[..., Tensor]] = {
@@ -69,7 +69,7 @@ def torchs_own(kernel: str, numel: int, bias: Tensor | None) -> bool:
         return False
     if kernel in CHEAP and not training(bias):
         return True
-    return _known(numel <= (SMALL_AND_CLOSE if kernel in CLOSE else SMALL))
+    return _known(numel <= CLOSE.get(kernel, SMALL))
 
 
 def fits(input: Tensor, bias: Tensor | None, dim: int) -> bool:
@@ -107,3 +107,18 @@ def bias_act(
     if bias is not None:
         v = v + bias.view(-1, *[1] * (input.dim() - 1 - dim % input.dim()))
     return apply(kernel, scalars, v, gain, low, high).to(input.dtype)
+
+
+def pairs(first: Tensor, second: Tensor | None, dim: int) -> bool:
+    """Whether these are a gate and its value, or one that holds both; the operator explains what is wrong with others."""
+    if not -first.dim() <= dim < first.dim() or not first.is_floating_point():
+        return False
+    if second is None:
+        return _known(first.size(dim) % 2 == 0)
+    return second.dtype == first.dtype and second.dim() == first.dim() and _known(second.shape == first.shape)
+
+
+def gated(kernel: str, scalars: tuple[float, ...], gate: Tensor, value: Tensor) -> Tensor:
+    """act(gate) * value in torch's functions, rounded once where the dtype is a 16-bit one."""
+    g, v = (gate.float(), value.float()) if gate.dtype.itemsize == 2 else (gate, value)
+    return (ALSO_IN_TORCH[kernel](g, *scalars) * v).to(gate.dtype)

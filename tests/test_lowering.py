@@ -16,7 +16,7 @@ from fusedact import lowering
 
 # Two roundings of half a unit may differ by one; a bias gradient adds up to 30 terms in float32.
 LIMITS = {torch.float32: {"rtol": 1e-6, "atol": 3e-5}, torch.bfloat16: {"rtol": 2.0**-7, "atol": 3e-5}}
-CLOSE, LARGE = lowering.SMALL_AND_CLOSE, lowering.SMALL + 1
+CLOSE, LARGE = lowering.CLOSE["gelu"], lowering.SMALL + 1
 
 
 def operators(function: Callable[..., Any], *inputs: Tensor, **options: Any) -> list[str]:
@@ -60,9 +60,49 @@ def test_linear() -> None:
     assert operators(function, torch.randn(rows + 1, 6), w, b) == ["fusedact.linear_act"]
 
 
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("settings", [{}, {"gate": "second"}, {"layout": "interleaved", "dim": 0}], ids=str)
+def test_a_gate(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    x = torch.randn(8, 6).to(dtype)
+    function = lambda x: fusedact.gated_act(x, None, "gelu", **settings)  # noqa: E731
+    assert operators(function, x) == []
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), function(x), **LIMITS[dtype])
+    pair = lambda a, b: fusedact.gated_act((a, b), None, "gelu")  # noqa: E731
+    a, b = torch.randn(2, CLOSE, 1)
+    assert operators(pair, a, b) == []
+    torch.testing.assert_close(torch.compile(pair, backend="aot_eager")(a, b), pair(a, b))
+
+
+@pytest.mark.parametrize(
+    ("numel", "settings"),
+    [
+        (2 * CLOSE + 2, {}),
+        (8, {"bias": torch.zeros(8)}),
+        (8, {"limit": 1.0}),
+        (8, {"alpha": 1.5}),
+        (8, {"offset": 1.0}),
+    ],
+    ids=str,
+)
+def test_a_gate_that_stays(numel: int, settings: dict[str, Any]) -> None:
+    x = torch.randn(1, numel)
+    assert operators(lambda x: fusedact.gated_act(x, activation="gelu", **settings), x) == ["fusedact.gated_act"]
+
+
+def test_what_is_wrong_with_a_gate_is_explained_by_the_operator() -> None:
+    for x, settings in (
+        (torch.randn(3, 5), {}),
+        (torch.randn(3, 4), {"dim": 2}),
+        (torch.randn(3, 4), {"gate": "third"}),
+    ):
+        with pytest.raises(Exception, match="gated_act"):
+            torch.compile(lambda x: fusedact.gated_act(x, **settings), backend="aot_eager")(x)
+
+
 def test_a_fused_linear() -> None:
     """Between the two limits it is the product before it that decides."""
-    layers = nn.Sequential(nn.Linear(6, 8), nn.SiLU())
+    layers = nn.Sequential(nn.Linear(6, 8), nn.GELU())
     for rows, stays in ((2 * CLOSE // 8, False), (2 * CLOSE // 8 + 1, True)):
         assert operators(fusedact.fuse(layers), torch.randn(rows, 6)) == ["fusedact.bias_act"] * stays
 

@@ -9,7 +9,7 @@
 namespace fusedact::cpu {
 
 // Break-even for a second thread, measured: cheap activations need longer runs.
-inline int64_t grain_of(const Activation& a) { return a.masked ? 65536 : 16384; }
+inline int64_t grain_of(const Activation& a) { return a.cheap ? 65536 : 16384; }
 
 template <class C>
 Form form_of(DType storage) {
@@ -32,7 +32,7 @@ class ForwardOf {
         args_(args),
         blocks_(args.dtype, form_of<C>(args.dtype) == Form::brief),
         kernel_(kernels().forward[a.index][static_cast<int>(form_of<C>(args.dtype))]),
-        ahead_(!a.masked && !blocks_.converts() && worth_fetching(args.shape.numel() * size_of(args.dtype))) {}
+        ahead_(!a.cheap && !blocks_.converts() && worth_fetching(args.shape.numel() * size_of(args.dtype))) {}
 
   void run(const typename Operands<C>::Met& met, int64_t at, int64_t count, bool stream) const {
     blocks_.over({args_.x}, {args_.y}, at, count, stream, [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
