@@ -110,7 +110,7 @@ def bias_act(
 
 
 def pairs(first: Tensor, second: Tensor | None, dim: int) -> bool:
-    """Whether these are a gate and its value, or one that holds both; the operator explains what is wrong with others."""
+    """Whether these are a gate and its value, or one with both; the operator explains what is wrong with others."""
     if not -first.dim() <= dim < first.dim() or not first.is_floating_point():
         return False
     if second is None:
