@@ -422,8 +422,8 @@ struct mish : Plain<> {
   explicit mish(const double*) {}
   FUSEDACT_FN V forward(V x) const {
     if constexpr (has_pieces<V>) {
-      using P = pieces::mish;
-      return with_far(piecewise<P>(x), x, P::limit, [](V far) { return forward_by_exp(far); });
+      using P = pieces::mish_gate;
+      return with_far(x * piecewise<P>(x), x, P::limit, [](V far) { return forward_by_exp(far); });
     } else {
       return forward_by_exp(x);
     }

@@ -50,9 +50,9 @@ def silu_slope(a: Real) -> Real:
     return sigmoid(-a) * (1 - a * sigmoid(a))
 
 
-def mish(x: Real) -> Real:
+def mish_gate(x: Real) -> Real:
     w = mp.exp(x)
-    return x * w * (2 + w) / (2 + 2 * w + w**2)
+    return w * (2 + w) / (2 + 2 * w + w**2)
 
 
 def mish_slope(x: Real) -> Real:
@@ -77,11 +77,11 @@ class Table:
 TABLES = [
     Table("silu", "a sigma(-a)", lambda a: a * sigmoid(-a), 0.5, 5, 15.7),
     Table("silu_slope", "the derivative of x sigma(x) at -a", silu_slope, 0.5, 6, 15.7, slope=True),
-    Table("gelu", "a Q(a), Q the upper tail of the normal distribution", lambda a: a * upper_tail(a), 0.25, 6, 5.37),
+    Table("gelu", "a Q(a), Q the upper tail of the normal distribution", lambda a: a * upper_tail(a), 0.25, 6, 5.12),
     Table("gelu_slope", "Q(a) - a phi(a)", lambda a: upper_tail(a) - a * density(a), 0.25, 6, 5.37, slope=True),
-    Table("gelu_tanh", "minus GELU's tanh form at -a", lambda a: -gelu_tanh(-a), 0.25, 7, 5.62),
+    Table("gelu_tanh", "minus GELU's tanh form at -a", lambda a: -gelu_tanh(-a), 0.25, 7, 4.87),
     Table("gelu_tanh_slope", "its derivative at -a", lambda a: gelu_tanh_slope(-a), 0.25, 7, 5.62, slope=True),
-    Table("mish", "mish(x)", mish, 0.5, 6, 7.7, first=-16),
+    Table("mish_gate", "tanh(softplus(x)), which mish multiplies by x", mish_gate, 0.5, 6, 7.7, first=-16),
     Table("mish_slope", "its derivative", mish_slope, 0.5, 6, 7.7, first=-16, slope=True),
     Table("sigmoid", "sigma(-a)", lambda a: sigmoid(-a), 0.5, 5, 15.7),
     Table("softplus", "log(1 + e^-a)", lambda a: mp.log1p(mp.exp(-a)), 0.5, 5, 15.7),

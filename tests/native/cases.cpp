@@ -58,7 +58,7 @@ constexpr const char* dtype_names[] = {"float32", "float64", "bfloat16", "float1
 size_t size_of(DType t) { return t == DType::float64 ? 8 : t == DType::float32 ? 4 : 2; }
 
 double element(const void* p, DType t, int64_t i) { return fusedact::cpu::value_at({p, t, Extent::full}, i); }
-void put_element(void* p, DType t, int64_t i, double v) { fusedact::cpu::put({p, t}, i, v); }
+void put_element(void* p, DType t, int64_t i, double v) { fusedact::cpu::put({p, t}, &v, 1, i); }
 
 double drawn(Draw& draw) {
   static constexpr double special[] = {
