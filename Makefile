@@ -32,7 +32,7 @@ BUILD_REQUIRES = $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml |
 SOURCES := $(shell find csrc cmake -type f ! -name '*.py') CMakeLists.txt
 EDITABLE = build/editable-$(shell $(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)')
 # What is about the sources or the tools, not about the package.
-SOURCE_TESTS := adding cpp cuda docs fuse import isa kernels_source lab proof ptx registry zoo
+SOURCE_TESTS := adding cpp cuda docs fuse import isa kernels_source lab pieces proof ptx registry zoo
 CLANG ?= $(firstword $(foreach c,clang++ clang++-20 clang++-19 clang++-18 clang++-17 clang++-16,$(shell command -v $(c))) clang++)
 FUZZ_RUNS ?= 1000000
 WITH_TOOLS = PATH="$(abspath $(BIN)):$$PATH"
