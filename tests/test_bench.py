@@ -336,7 +336,7 @@ def test_goals_are_judged_by_the_worst() -> None:
     assert (others.worst, others.measured) == ("hardswish", 1.5)
     assert set(others.missing) == {"leaky_relu", "hardswish"}
     reasons = {row[0]: row[-1] for row in report.goals(goals.Figures(found)).rows if row[2].startswith("eager")}
-    assert reasons["others 512x3072 float32 forward fresh"] == goals.MATHS  # in the way of it
+    assert reasons["others 512x3072 float32 forward fresh"].startswith(goals.MATHS)  # in the way of it
     assert reasons["relu 512x3072 float32 forward fresh"] == ""
 
 
