@@ -79,7 +79,8 @@ def with_gradients(name: str, f: Callable[..., Tensor | tuple[Tensor, ...]], *in
     leaves = [x.detach().requires_grad_() for x in inputs]
     results = f(*leaves)
     results = results if isinstance(results, tuple) else (results,)
-    gradients = torch.autograd.grad(results, leaves, [torch.cos(y.detach() * 3) for y in results])
+    incoming = [torch.cos(torch.arange(float(y.numel()))).view(y.shape).to(y.dtype) for y in results]
+    gradients = torch.autograd.grad(results, leaves, incoming)
     for kind, tensors in (("result", results), ("gradient", gradients)):
         yield from ((f"{name} {kind} {n}", t.detach()) for n, t in enumerate(tensors))
 

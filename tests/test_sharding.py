@@ -205,8 +205,10 @@ def worker(rank: int, world: int, port: int) -> None:
         for name, cuts in SILENT:
             check_silent(name, cuts, mesh)
         check_modules(mesh)
+        dist.barrier()
     finally:
         dist.destroy_process_group()
+    os._exit(0)  # once in ten times torch aborts at exit, where a thread of gloo's is still joinable; it is not under test
 
 
 def test_two_processes() -> None:
