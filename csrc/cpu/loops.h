@@ -72,7 +72,7 @@ FUSEDACT_INLINE Pack<T> along(const Lane& lane, int64_t i, W width) {
 }
 
 // A tensor's elements, seen as packs: those of the compute type itself, or, where packs are brief, of either 16-bit type. What
-// is read `ahead` is asked for 2 KiB before its turn.
+// is read `ahead` is asked for 4 KiB before its turn.
 template <class V>
 class Elements {
   using T = typename V::scalar;
