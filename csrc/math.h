@@ -188,6 +188,8 @@ FUSEDACT_FN V polynomial(V x) {
   return horner<c, highest - 1>(V(first), x);
 }
 
+// ---- functions by pieces, for values that look coefficients up --------------------------------------------------------
+
 // A function of x by the pieces of a table, as far as its limit: t = x + magic has the piece's number in its low bits, and r is
 // exact. With the value at the centre in two parts what is left is little more than the last rounding.
 template <class Pieces, int i, class V>
@@ -211,11 +213,11 @@ FUSEDACT_FN V piecewise(V x) {
     return fma(sum, r, at_centre);
   }
 }
-// y, but where x is beyond the limit far(x, more...), which is a call.
 template <class V, class Far, class... More>
 FUSEDACT_COLD V far_away(Far far, V x, More... more) {
   return far(x, more...);
 }
+// y, but where x is beyond the limit far(x, more...): by a call, for it is rare.
 template <class V, class Far, class... More>
 FUSEDACT_FN V with_far(V y, V x, float limit, Far far, More... more) {
   auto beyond = abs(x) > V(limit);
