@@ -208,7 +208,7 @@ def worker(rank: int, world: int, port: int) -> None:
         dist.barrier()
     finally:
         dist.destroy_process_group()
-    os._exit(0)  # once in ten times torch aborts at exit, where a thread of gloo's is still joinable; it is not under test
+    os._exit(0)  # once in ten runs torch aborts at exit, with a thread of gloo's still joinable: not under test
 
 
 def test_two_processes() -> None:
