@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from typing import Any
 
+import gloo
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import fusedact
@@ -56,43 +54,34 @@ def wrapped(kind: str, fused: bool) -> nn.Module:
     return model
 
 
-def worker(rank: int, world: int, port: int, kind: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    try:
-        seed = 0 if kind == "tensor parallel" else rank  # tensor parallel ranks see the same batch
-        x = torch.randn(6, 8, generator=torch.Generator().manual_seed(seed))
-        ran = []
-        old = torch.nn.functional.linear
+def check(kind: str) -> None:
+    seed = 0 if kind == "tensor parallel" else dist.get_rank()  # tensor parallel ranks see the same batch
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(seed))
+    ran = []
+    old = torch.nn.functional.linear
 
-        def watched(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-            ran.append(weight)
-            return old(input, weight, bias)
+    def watched(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        ran.append(weight)
+        return old(input, weight, bias)
 
-        torch.nn.functional.linear = watched
-        mine = gradients(wrapped(kind, True), x)
-        torch.nn.functional.linear = old
-        # A layer with its activation is one operator. The hooks of tensor parallel layers gather and scatter: there
-        # only the Sequential's pair is, and the activation between the two works on this rank's columns.
-        assert len(ran) == (3 if kind == "tensor parallel" else 2), "products that run apart from an activation"
-        theirs = gradients(wrapped(kind, False), x)
-        assert mine.keys() == theirs.keys()
-        for name, gradient in theirs.items():
-            torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-        # every rank has the mean over ranks
-        for gradient in mine.values():
-            others = [torch.empty_like(gradient) for _ in range(world)]
-            dist.all_gather(others, gradient.contiguous())
-            assert all(torch.equal(other, gradient) for other in others)
-    finally:
-        dist.destroy_process_group()
+    torch.nn.functional.linear = watched
+    mine = gradients(wrapped(kind, True), x)
+    torch.nn.functional.linear = old
+    # A layer with its activation is one operator. The hooks of tensor parallel layers gather and scatter: there
+    # only the Sequential's pair is, and the activation between the two works on this rank's columns.
+    assert len(ran) == (3 if kind == "tensor parallel" else 2), "products that run apart from an activation"
+    theirs = gradients(wrapped(kind, False), x)
+    assert mine.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    # every rank has the mean over ranks
+    for gradient in mine.values():
+        others = [torch.empty_like(gradient) for _ in range(dist.get_world_size())]
+        dist.all_gather(others, gradient.contiguous())
+        assert all(torch.equal(other, gradient) for other in others)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2", "tensor parallel"])
 def test_gradients(kind: str) -> None:
     """Bucketed (DDP), sharded (FSDP2) and column-wise (DTensor) gradients of a fused model are the unfused model's."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, args=(2, port, kind), nprocs=2)
+    gloo.run(check, kind)
