@@ -190,27 +190,35 @@ FUSEDACT_FN V polynomial(V x) {
 
 // ---- functions by pieces, for values that look coefficients up --------------------------------------------------------
 
-// A function of x by the pieces of a table, as far as its limit: t = x + magic has the piece's number in its low bits, and r is
-// exact. With the value at the centre in two parts what is left is little more than the last rounding.
-template <class Pieces, int i, class V>
+// A function of x by the pieces of a table, as far as its limit. Which piece: the low bits of t, by a sum that pushes all others
+// out, or five of the upper bits of x + offset. The centres are numbers at which the function is very nearly a float (Gal's
+// tables), and x - centre is exact: what is left is little more than the last rounding.
+template <const auto& c, int i, class V>
 FUSEDACT_FN V horner_of_pieces(V sum, V r, V t) {
-  if constexpr (i < 1) {
+  if constexpr (i < 0) {
     return sum;
   } else {
-    return horner_of_pieces<Pieces, i - 1>(fma(sum, r, look_up<Pieces::c[i]>(t)), r, t);
+    return horner_of_pieces<c, i - 1>(fma(sum, r, look_up<c[i]>(t)), r, t);
   }
+}
+template <const auto& c, class V>
+FUSEDACT_FN V polynomial_of_piece(V r, V t) {
+  constexpr int highest = static_cast<int>(std::size(c)) - 1;
+  return horner_of_pieces<c, highest - 1>(look_up<c[highest]>(t), r, t);
 }
 template <class Pieces, class V>
 FUSEDACT_FN V piecewise(V x) {
-  constexpr float magic = 0x1.8p23f * Pieces::width;
-  constexpr int degree = static_cast<int>(std::size(Pieces::c)) - 1;
-  V t = x + V(magic), r = x - (t - V(magic));
-  V sum = horner_of_pieces<Pieces, degree - 1>(look_up<Pieces::c[degree]>(t), r, t),
-    at_centre = look_up<Pieces::c[0]>(t);
-  if constexpr (!is_brief<V> && requires { Pieces::rest; }) {
-    return fma(sum, r, look_up<Pieces::rest>(t)) + at_centre;
+  V t;
+  if constexpr (requires { Pieces::width; }) {
+    t = x + V(0x1.8p23f * Pieces::width);
   } else {
-    return fma(sum, r, at_centre);
+    t = octave_and_sixteenth(x + V(Pieces::offset));
+  }
+  V r = x - look_up<Pieces::centre>(t);
+  if constexpr (is_brief<V>) {
+    return polynomial_of_piece<Pieces::brief>(r, t);
+  } else {
+    return polynomial_of_piece<Pieces::c>(r, t);
   }
 }
 template <class V, class Far, class... More>

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 CSRC = Path(__file__).parent.parent / "csrc"
@@ -45,21 +46,41 @@ def test_the_tables_are_those_that_are_written() -> None:
 def test_every_piece_is_its_function(name: str) -> None:
     pieces = writer()
     table = next(table for table in pieces.TABLES if table.name == name)
-    struct = re.search(rf"^struct {name} {{.*?; ([\d.e-]+)\n(.*?)^}};", (CSRC / "pieces.h").read_text(), re.M | re.S)
+    struct = re.search(
+        rf"^struct {name} {{.*?; (\S+), brief (\S+)\n(.*?)^}};", (CSRC / "pieces.h").read_text(), re.M | re.S
+    )
     assert struct is not None
-    stated, body = float(struct[1]), struct[2]
-    width, limit = numbers(body.splitlines()[0])
-    assert (width, limit) == (table.width, pytest.approx(table.limit))
-    arrays = [numbers(array) for array in re.findall(r"{([^{}]*)}", body)]
-    rest = arrays.pop(0) if "rest[]" in body else [0.0] * pieces.COUNT
-    assert [len(array) for array in arrays] == [pieces.COUNT] * (table.degree + 1)
-    last = min(pieces.COUNT + table.first, int(limit / width + 0.5) + 1)
-    for n in range(table.first, last):
-        points = [width * (k / 8 - 0.5) for k in range(9)]
-        points = [r for r in points if r >= 0 or n != 0 or table.first != 0]
-        true = [table.f(pieces.Real(n * width) + r) for r in points]
+    body = struct[3]
+    assert numbers(body.splitlines()[0]) == [pytest.approx(table.width or table.offset), pytest.approx(table.limit)]
+    arrays = {}
+    for label, text in re.findall(r"constexpr float (\w+)\[\].*?= {(.*?)};", body, re.S):
+        arrays[label] = [numbers(row) for row in re.findall(r"[^{}]*\d[^{}]*", text)]
+        assert {len(row) for row in arrays[label]} == {pieces.COUNT}
+    [centres] = arrays["centre"]
+    for i, (low, high) in table.pieces().items():
+        centre = pieces.Real(centres[i])
+        assert centre == 0 or low < centre < high
+        points = [low + (high - low) * k / 8 for k in range(9)]
+        true = [table.f(x) for x in points]
         largest = max(abs(y) for y in true)
-        for r, y in zip(points, true, strict=True):  # the ends of a piece lie just outside the points of the fit
-            got = rest[n] + sum(pieces.Real(column[n]) * pieces.Real(r) ** k for k, column in enumerate(arrays))
-            size = max(abs(y), largest / 10) if table.slope else abs(y)
-            assert abs(got - y) <= 2 * stated * size + 1e-30, f"piece {n} at {r}"
+        for label, stated in (("c", float(struct[1])), ("brief", float(struct[2]))):
+            for x, y in zip(points, true, strict=True):  # the ends of a piece lie just outside the points of the fit
+                got = sum(pieces.Real(column[i]) * (x - centre) ** k for k, column in enumerate(arrays[label]))
+                size = max(abs(y), largest / 10) if table.slope else abs(y)
+                assert abs(got - y) <= 2 * stated * size + 1e-30, f"{label} of piece {i} at {x}"
+
+
+def test_every_float_finds_its_piece() -> None:
+    """As the kernels number the pieces, in float32: by a sum that pushes all but the low bits out, or by upper bits."""
+    pieces = writer()
+    for table in pieces.TABLES:
+        x = np.linspace(-table.limit if table.signed else 0, table.limit, 100_001, dtype=np.float32)
+        if table.width:
+            t = (x + np.float32(1.5 * 2**23 * table.width)).view(np.uint32)
+        else:
+            t = (x + np.float32(table.offset)).view(np.uint32) >> 19
+        spans = table.pieces()
+        low, high = (np.array([float(spans[i][k]) if i in spans else np.nan for i in range(32)]) for k in range(2))
+        place = t & 31
+        assert (low[place] - 1e-6 <= x).all(), table.name
+        assert (x <= high[place] + 1e-6).all(), table.name

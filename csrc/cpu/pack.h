@@ -320,6 +320,11 @@ FUSEDACT_INLINE Pack<float, brief> look_up(Pack<float, brief> t) {
       },
       t.v);
 }
+// The last bit of the exponent and the first four of the mantissa, in the low bits.
+template <bool brief>
+FUSEDACT_INLINE Pack<float, brief> octave_and_sixteenth(Pack<float, brief> x) {
+  return each([](auto n) FUSEDACT_LAMBDA { return (Native<float>)_mm512_srli_epi32((__m512i)n, 19); }, x.v);
+}
 #endif
 template <class T>
 FUSEDACT_INLINE bool any(Mask<T> m) {
@@ -504,9 +509,11 @@ FUSEDACT_INLINE void native_store(BFloat16* p, Native<T> x) {
 #if defined(__AVX512F__)
 FUSEDACT_INLINE void store_two(BFloat16* p, Native<float> a, Native<float> b) {
   auto rounded = [](__m512 x) FUSEDACT_LAMBDA {  // in the upper halves: to nearest, ties to even
-    const __m512i bits = (__m512i)x, odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i even = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    return _mm512_mask_mov_epi32(even, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+    const __m512i bits = (__m512i)x;
+    const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+    const __mmask16 odd = _mm512_mask_test_epi32_mask(number, bits, _mm512_set1_epi32(0x10000));
+    const __m512i down = _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), number, bits, _mm512_set1_epi32(0x7fff));
+    return _mm512_mask_add_epi32(down, odd, down, _mm512_set1_epi32(1));
   };
   alignas(64) static constexpr int16_t upper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
                                                     33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
@@ -540,9 +547,28 @@ FUSEDACT_INLINE void native_store(Half* p, Native<T> x) {
 
 // ---- packs in memory ------------------------------------------------------------------------------------------------
 
+#if defined(__AVX512F__)
+FUSEDACT_INLINE void load_two(const BFloat16* p, Native<float>& a, Native<float>& b) {
+  alignas(64) static constexpr int16_t first[32] = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
+                                                    0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+  alignas(64) static constexpr int16_t second[32] = {0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0, 23,
+                                                     0, 24, 0, 25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31};
+  const __m512i both = _mm512_loadu_si512(p);
+  a = (Native<float>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(first), both);
+  b = (Native<float>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_load_si512(second), both);
+}
+#endif
 template <class T, class S>
 FUSEDACT_INLINE Pack<T> load(const S* p) {
   constexpr int n = Pack<T>::native;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<S, BFloat16> && sizeof(T) == 4) {
+    Quad<Native<T>> q;
+    load_two(p, q.a, q.b);
+    load_two(p + 2 * n, q.c, q.d);
+    return q;
+  }
+#endif
   return Quad<Native<T>>{native_load<T>(p), native_load<T>(p + n), native_load<T>(p + 2 * n),
                          native_load<T>(p + 3 * n)};
 }
