@@ -19,15 +19,15 @@ inline Lane advanced(Lane lane, int64_t elements, int64_t size) {
   return lane;
 }
 
-// Elements of one dtype seen in the compute type C: in place if they are the same, or the kernel reads them `as_stored`; else a
-// block at a time through buffers that stay in the first-level cache.
+// Elements of one dtype as runs see them: in place if that is how they are stored, else in the compute type C, a block at a time
+// through buffers that stay in the first-level cache.
 template <class C, int inputs, int outputs>
 class Blocks {
  public:
-  explicit Blocks(DType dtype, bool as_stored = false)
+  Blocks(DType dtype, DType seen)
       : dtype_(dtype),
-        widen_(as_stored ? nullptr : kernels().widen[static_cast<int>(dtype)][sizeof(C) == 8]),
-        narrow_(as_stored ? nullptr : kernels().narrow[static_cast<int>(dtype)][sizeof(C) == 8]) {}
+        widen_(dtype == seen ? nullptr : kernels().widen[static_cast<int>(dtype)][sizeof(C) == 8]),
+        narrow_(dtype == seen ? nullptr : kernels().narrow[static_cast<int>(dtype)][sizeof(C) == 8]) {}
 
   // Calls body(inputs, outputs, done, count, stream), of C, until `count` elements from `at` on are done.
   template <class Body>

@@ -24,8 +24,8 @@ void backward_of(const Activation& a, const BackwardArgs& args) {
   run_backward<C, false>(a, args, rows_of(args.shape, channels), [](int64_t, int64_t, int64_t) {});
 }
 
-Function<DoubleBackwardRun> double_backward_kernel(const Activation& a, const DoubleBackwardArgs& args, Form form) {
-  return kernels().double_backward[static_cast<int>(args.saved_kind)][a.index][static_cast<int>(form)];
+Function<DoubleBackwardRun> double_backward_kernel(const Activation& a, const DoubleBackwardArgs& args, DType seen) {
+  return kernels().double_backward[static_cast<int>(args.saved_kind)][a.index][static_cast<int>(seen)];
 }
 
 template <class C>
@@ -34,9 +34,9 @@ void run_double_backward(const Activation& a, const DoubleBackwardArgs& args) {
   const Operands<C> operands(args.saved_kind == Saved::input ? args.bias : Vector{}, Vector{}, args.shape, rows);
   const int64_t bytes = rows.numel * size_of(args.dtype);
   const bool stream = beyond_cache(2 * bytes, 5 * bytes);
-  const Blocks<C, 3, 2> blocks(args.dtype);
+  const Blocks<C, 3, 2> blocks(args.dtype, dtype_of<C>);
   const bool ahead = !blocks.converts() && worth_fetching(bytes);
-  const auto kernel = double_backward_kernel(a, args, std::is_same_v<C, double> ? Form::in_double : Form::in_float);
+  const auto kernel = double_backward_kernel(a, args, dtype_of<C>);
   auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count, int64_t) {
     blocks.over({args.u, args.grad, args.saved}, {args.grad_grad, args.grad_x}, at, count, stream,
                 [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
@@ -71,7 +71,7 @@ void backward(const Activation& a, const BackwardArgs& args) {
 
 void double_backward(const Activation& a, const DoubleBackwardArgs& args) {
   if (args.shape.numel() == 0) return zero(args.grad_bias, args.shape.channels);
-  const bool in_double = args.dtype == DType::float64 || !double_backward_kernel(a, args, Form::in_float);
+  const bool in_double = args.dtype == DType::float64 || !double_backward_kernel(a, args, DType::float32);
   in_double ? run_double_backward<double>(a, args) : run_double_backward<float>(a, args);
 }
 

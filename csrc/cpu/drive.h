@@ -11,10 +11,10 @@ namespace fusedact::cpu {
 // Break-even for a second thread, measured: cheap activations need longer runs.
 inline int64_t grain_of(const Activation& a) { return a.cheap ? 65536 : 16384; }
 
+// What a run's elements are stored in: their own dtype, or float64 if they are computed in that, block by block.
 template <class C>
-Form form_of(DType storage) {
-  if (sizeof(C) == 8) return Form::in_double;
-  return storage == DType::float32 ? Form::in_float : Form::brief;
+DType seen_as(DType storage) {
+  return sizeof(C) == 8 ? DType::float64 : storage;
 }
 
 inline bool per_channel(const Vector& v) { return v.extent == Extent::channel; }
@@ -30,14 +30,14 @@ class ForwardOf {
   ForwardOf(const Activation& a, const ForwardArgs& args, const Rows& rows)
       : operands(args.bias, args.weight, args.shape, rows),
         args_(args),
-        blocks_(args.dtype, form_of<C>(args.dtype) == Form::brief),
-        kernel_(kernels().forward[a.index][static_cast<int>(form_of<C>(args.dtype))]),
+        blocks_(args.dtype, seen_as<C>(args.dtype)),
+        kernel_(kernels().forward[a.index][static_cast<int>(seen_as<C>(args.dtype))]),
         ahead_(!a.cheap && !blocks_.converts() && worth_fetching(args.shape.numel() * size_of(args.dtype))) {}
 
   void run(const typename Operands<C>::Met& met, int64_t at, int64_t count, bool stream) const {
     blocks_.over({args_.x}, {args_.y}, at, count, stream, [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
       kernel_({n, in[0], advanced(met.bias, done, sizeof(C)), advanced(met.weight, done, sizeof(C)), &args_.scalars,
-               out[0], args_.mask, at + done, past, args_.dtype, ahead_});
+               out[0], args_.mask, at + done, past, ahead_});
     });
   }
 
@@ -57,10 +57,10 @@ void run_backward(const Activation& a, const BackwardArgs& args, const Rows& row
   const Operands<C> operands(args.saved_kind == Saved::input ? args.bias : Vector{}, args.weight, args.shape, rows);
   const bool stream =
       !looks && args.grad != args.grad_x && args.saved != args.grad_x && beyond_cache(bytes, from_mask ? 0 : 3 * bytes);
-  const Form form = form_of<C>(args.dtype);
-  const Blocks<C, 2, 1> blocks(args.dtype, form == Form::brief);
+  const DType seen = seen_as<C>(args.dtype);
+  const Blocks<C, 2, 1> blocks(args.dtype, seen);
   const bool ahead = !blocks.converts() && worth_fetching(bytes);
-  const auto kernel = kernels().backward[static_cast<int>(args.saved_kind)][a.index][static_cast<int>(form)];
+  const auto kernel = kernels().backward[static_cast<int>(args.saved_kind)][a.index][static_cast<int>(seen)];
   const auto* mask = from_mask ? static_cast<const uint8_t*>(args.saved) : nullptr;
   auto run = [&](const auto& met, Sums<C> sums, int64_t at, int64_t count, int64_t together) {
     blocks.over(
@@ -68,7 +68,7 @@ void run_backward(const Activation& a, const BackwardArgs& args, const Rows& row
         [&](auto& in, auto& out, int64_t done, int64_t n, bool past) {
           kernel({n, together, rows.length, in[0], in[1], mask, at + done, advanced(met.bias, done, sizeof(C)),
                   advanced(met.weight, done, sizeof(C)), &args.scalars, out[0], sums.bias ? sums.bias + done : nullptr,
-                  sums.weight ? sums.weight + done : nullptr, past, args.dtype, ahead});
+                  sums.weight ? sums.weight + done : nullptr, past, ahead});
         });
     look(at, count, together);
   };

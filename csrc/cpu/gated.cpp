@@ -27,15 +27,14 @@ struct Buffer {
   operator C*() { return values; }
 };
 
-// Elements of one dtype, seen in the compute type: in place if that is the same, or the kernel reads them `as_stored`; else
-// through a buffer.
+// Elements of one dtype as runs see them: in place if that is how they are stored, else in the compute type, through a buffer.
 template <class C>
 class Storage {
  public:
-  Storage(DType dtype, bool as_stored)
+  Storage(DType dtype, DType seen)
       : dtype_(dtype),
-        widen_(as_stored ? nullptr : cpu::kernels().widen[static_cast<int>(dtype)][sizeof(C) == 8]),
-        narrow_(as_stored ? nullptr : cpu::kernels().narrow[static_cast<int>(dtype)][sizeof(C) == 8]) {}
+        widen_(dtype == seen ? nullptr : cpu::kernels().widen[static_cast<int>(dtype)][sizeof(C) == 8]),
+        narrow_(dtype == seen ? nullptr : cpu::kernels().narrow[static_cast<int>(dtype)][sizeof(C) == 8]) {}
 
   bool converts() const { return widen_ != nullptr; }
   const void* in(const void* from, int64_t at, int64_t n, C* buffer) const {
@@ -68,9 +67,9 @@ class Storage {
 template <class C>
 class Access {
  public:
-  Access(const Halves& halves, DType dtype, Form form)
+  Access(const Halves& halves, DType dtype, DType seen)
       : halves_(halves),
-        storage_(dtype, form == Form::brief),
+        storage_(dtype, seen),
         split_(gated().split[sizeof(C) == 8]),
         merge_(gated().merge[sizeof(C) == 8]) {
     std::fill_n(nothing_, lane_count, C(-0.0));  // x + (-0) is x for every x
@@ -153,10 +152,10 @@ class Access {
 
 // 16-bit elements are read as they are stored where a run of them is whole.
 template <class C>
-Form form_of(const Halves& halves, DType storage, int64_t numel) {
-  if (sizeof(C) == 8) return Form::in_double;
+DType seen_as(const Halves& halves, DType storage, int64_t numel) {
+  if (sizeof(C) == 8) return DType::float64;
   const bool whole = halves.step == 1 && (halves.length >= block / 4 || halves.length >= numel);
-  return whole && storage != DType::float32 ? Form::brief : Form::in_float;
+  return whole ? storage : DType::float32;
 }
 
 bool per_channel(const Vector& v) { return v.extent == Extent::channel; }
@@ -165,13 +164,13 @@ template <class C>
 void run_forward(const Activation& a, const GatedForwardArgs& args) {
   const Rows rows = rows_of(args.shape, per_channel(args.gate_bias) || per_channel(args.value_bias));
   const Operands<C> operands(args.gate_bias, args.value_bias, args.shape, rows);
-  const Form form = form_of<C>(args.halves, args.dtype, rows.numel);
-  const Access<C> access(args.halves, args.dtype, form);
+  const DType seen = seen_as<C>(args.halves, args.dtype, rows.numel);
+  const Access<C> access(args.halves, args.dtype, seen);
   const Storage<C>& storage = access.storage();
   const int64_t bytes = rows.numel * size_of(args.dtype);
   const bool stream = beyond_cache(bytes, 3 * bytes);
   const bool ahead = !storage.converts() && args.halves.step == 1 && worth_fetching(bytes);
-  const auto kernel = gated().forward[a.index][static_cast<int>(form)];
+  const auto kernel = gated().forward[a.index][static_cast<int>(seen)];
   for_elements(rows, operands, args.parallel, grain, [&](const auto& met, auto, int64_t at, int64_t count, int64_t) {
     Buffer<C> gates, values, result;
     for (int64_t done = 0, n; done < count; done += n) {
@@ -180,7 +179,7 @@ void run_forward(const Activation& a, const GatedForwardArgs& args) {
       void* y = storage.out(args.y, at + done, result);
       kernel({n, gate, value, advanced(met.bias, done, sizeof(C)),
               operands.has_weight ? advanced(met.weight, done, sizeof(C)) : access.nothing(), &args.scalars, y,
-              stream && !storage.converts(), args.dtype, ahead});
+              stream && !storage.converts(), ahead});
       storage.finish(y, args.y, at + done, n, stream);
     }
   });
@@ -191,13 +190,13 @@ void run_backward(const Activation& a, const GatedBackwardArgs& args) {
   const bool sums = args.grad_gate_bias.data || args.grad_value_bias.data;
   const Rows rows = rows_of(args.shape, sums || per_channel(args.gate_bias) || per_channel(args.value_bias));
   const Operands<C> operands(args.gate_bias, args.value_bias, args.shape, rows);
-  const Form form = form_of<C>(args.halves, args.dtype, rows.numel);
-  const Access<C> access(args.halves, args.dtype, form);
+  const DType seen = seen_as<C>(args.halves, args.dtype, rows.numel);
+  const Access<C> access(args.halves, args.dtype, seen);
   const Storage<C>& storage = access.storage();
   const int64_t bytes = rows.numel * size_of(args.dtype);
   const bool stream = beyond_cache(2 * bytes, 5 * bytes);
   const bool ahead = !storage.converts() && args.halves.step == 1 && worth_fetching(bytes);
-  const auto kernel = gated().backward[a.index][static_cast<int>(form)];
+  const auto kernel = gated().backward[a.index][static_cast<int>(seen)];
   const int64_t pitch = args.halves.pitch ? args.halves.pitch : rows.length;  // two tensors lie as the result does
   auto run = [&](const auto& met, Sums<C> into, int64_t at, int64_t count, int64_t together) {
     Buffer<C> gates, values, incoming, of_gate, of_value;
@@ -211,7 +210,7 @@ void run_backward(const Activation& a, const GatedBackwardArgs& args) {
       kernel({n, together, rows.length, pitch, grad, gate, value, advanced(met.bias, done, sizeof(C)),
               operands.has_weight ? advanced(met.weight, done, sizeof(C)) : access.nothing(), &args.scalars, grad_gate,
               grad_value, into.bias ? into.bias + done : nullptr, into.weight ? into.weight + done : nullptr,
-              stream && in_place, args.dtype, ahead});
+              stream && in_place, ahead});
       if (!in_place) access.finish(of_gate, of_value, args.grad_gate, args.grad_value, at + done, n, stream);
     }
   };

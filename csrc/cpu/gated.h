@@ -14,8 +14,7 @@ struct GatedRun {
   const GatedScalars* scalars;
   void* y;
   bool stream;
-  DType storage = DType::float32;  // of gate, value and y, if the form is brief
-  bool ahead = false;              // what is read is asked for before its turn
+  bool ahead = false;  // what is read is asked for before its turn
 };
 
 // `rows` runs of `count` elements that meet the same biases and add to the same sums; those of grad are grad_pitch apart,
@@ -28,7 +27,6 @@ struct GatedBackwardRun {
   void *grad_gate, *grad_value;
   void *gate_sum, *value_sum;  // added to, one per element; null if nobody asked
   bool stream;
-  DType storage = DType::float32;  // of the elements, if the form is brief
   bool ahead = false;
 };
 

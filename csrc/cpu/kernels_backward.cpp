@@ -4,17 +4,18 @@
 namespace fusedact::cpu {
 namespace {
 
-template <template <class> class A, class V, Saved kind>
+template <template <class> class A, class S, Saved kind>
 constexpr Function<BackwardRun> run() {
+  using V = PackOf<S>;
   using F = A<V>;
   constexpr bool follows = kind == Saved::input || (kind == Saved::output && requires { &F::invertible; }) ||
                            (kind == Saved::mask && requires(F f, V g) { f.inner_gradient(g); });
-  if constexpr (follows && exists<A, V>) return backward_run<A, V, kind>;
+  if constexpr (follows && exists<A, S>) return backward_run<A, S, kind>;
   return nullptr;
 }
 template <Saved kind>
 constexpr auto table =
-    make_table<BackwardRun>(AllActivations{}, []<template <class> class A, class V>() { return run<A, V, kind>(); });
+    make_table<BackwardRun>(AllActivations{}, []<template <class> class A, class S>() { return run<A, S, kind>(); });
 
 }  // namespace
 

@@ -4,16 +4,17 @@
 namespace fusedact::cpu {
 namespace {
 
-template <template <class> class A, class V, Saved kind>
+template <template <class> class A, class S, Saved kind>
 constexpr Function<DoubleBackwardRun> run() {
-  constexpr bool follows = kind == Saved::input || requires { &A<V>::invertible; };
-  constexpr bool computed = std::is_same_v<V, Pack<double>> || (std::is_same_v<V, Pack<float>> && A<V>::bends_in_float);
-  if constexpr (follows && computed) return double_backward_run<A, V, kind>;
+  using F = A<PackOf<S>>;
+  constexpr bool follows = kind == Saved::input || requires { &F::invertible; };
+  constexpr bool computed = std::is_same_v<S, double> || (std::is_same_v<S, float> && F::bends_in_float);
+  if constexpr (follows && computed) return double_backward_run<A, S, kind>;
   return nullptr;
 }
 template <Saved kind>
 constexpr auto table = make_table<DoubleBackwardRun>(
-    AllActivations{}, []<template <class> class A, class V>() { return run<A, V, kind>(); });
+    AllActivations{}, []<template <class> class A, class S>() { return run<A, S, kind>(); });
 
 }  // namespace
 

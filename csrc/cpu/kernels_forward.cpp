@@ -4,9 +4,9 @@
 namespace fusedact::cpu {
 namespace {
 
-constexpr auto table = make_table<ForwardRun>(AllActivations{}, []<template <class> class A, class V>() {
-  if constexpr (exists<A, V>)
-    return Function<ForwardRun>(forward_run<A, V>);
+constexpr auto table = make_table<ForwardRun>(AllActivations{}, []<template <class> class A, class S>() {
+  if constexpr (exists<A, S>)
+    return Function<ForwardRun>(forward_run<A, S>);
   else
     return Function<ForwardRun>(nullptr);
 });

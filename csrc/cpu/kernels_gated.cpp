@@ -25,13 +25,13 @@ struct Changes {
   FUSEDACT_INLINE V factor(V value) const { return any ? at_most(at_least(value, low), high) + offset : value; }
 };
 
-template <template <class> class A, class V>
+template <template <class> class A, class S>
 void gated_run(const GatedRun& run) {
+  using V = PackOf<S>;
   using T = typename V::scalar;
   const A<V> f(run.scalars->params);
   const Changes<V> changes(*run.scalars);
-  const Elements<V> gate(run.gate, run.storage, run.ahead), value(run.value, run.storage, run.ahead),
-      y(run.y, run.storage);
+  const Elements<S> gate(run.gate, run.ahead), value(run.value, run.ahead), y(run.y);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
     V g = gate.read(i, width) + V(along<T>(run.gate_bias, i, width));
     V a = f.forward(changes.argument(g));
@@ -52,14 +52,14 @@ FUSEDACT_INLINE ValueAndSlope<V> times_both(const F& f, V x, V a, V b) {
   }
 }
 
-template <template <class> class A, class V>
+template <template <class> class A, class S>
 void gated_backward_run(const GatedBackwardRun& run) {
+  using V = PackOf<S>;
   using T = typename V::scalar;
   const A<V> f(run.scalars->params);
   const Changes<V> changes(*run.scalars);
-  const Elements<V> grad(run.grad, run.storage, run.ahead), gate(run.gate, run.storage, run.ahead),
-      value(run.value, run.storage, run.ahead);
-  const Elements<V> grad_gate(run.grad_gate, run.storage), grad_value(run.grad_value, run.storage);
+  const Elements<S> grad(run.grad, run.ahead), gate(run.gate, run.ahead), value(run.value, run.ahead);
+  const Elements<S> grad_gate(run.grad_gate), grad_value(run.grad_value);
   T *gate_sum = static_cast<T*>(run.gate_sum), *value_sum = static_cast<T*>(run.value_sum);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
     V sum_of_gate(0), sum_of_value(0);
@@ -149,15 +149,15 @@ void merge_run(const void* of_first, const void* of_second, void* to, int64_t co
 
 // ---- the tables -----------------------------------------------------------------------------------------------------
 
-constexpr auto forward_runs = make_table<GatedRun>(AllActivations{}, []<template <class> class A, class V>() {
-  if constexpr (exists<A, V>)
-    return Function<GatedRun>(gated_run<A, V>);
+constexpr auto forward_runs = make_table<GatedRun>(AllActivations{}, []<template <class> class A, class S>() {
+  if constexpr (exists<A, S>)
+    return Function<GatedRun>(gated_run<A, S>);
   else
     return Function<GatedRun>(nullptr);
 });
-constexpr auto backward_runs = make_table<GatedBackwardRun>(AllActivations{}, []<template <class> class A, class V>() {
-  if constexpr (exists<A, V>)
-    return Function<GatedBackwardRun>(gated_backward_run<A, V>);
+constexpr auto backward_runs = make_table<GatedBackwardRun>(AllActivations{}, []<template <class> class A, class S>() {
+  if constexpr (exists<A, S>)
+    return Function<GatedBackwardRun>(gated_backward_run<A, S>);
   else
     return Function<GatedBackwardRun>(nullptr);
 });

@@ -38,13 +38,13 @@ FUSEDACT_INLINE void for_packs(int64_t count, F f) {
   for (; i + n <= count; i += n) f(i, Whole<T>{});
   if (i < count) f(i, Part{static_cast<int>(count - i)});
 }
-template <class T>
-FUSEDACT_INLINE Pack<T> read(const T* p, Whole<T>) {
-  return load<T>(p);
+template <class S>
+FUSEDACT_INLINE Pack<compute_of<S>> read(const S* p, Whole<compute_of<S>>) {
+  return load<compute_of<S>>(p);
 }
-template <class T>
-FUSEDACT_INLINE Pack<T> read(const T* p, Part part) {
-  return load<T>(p, part.count);
+template <class S>
+FUSEDACT_INLINE Pack<compute_of<S>> read(const S* p, Part part) {
+  return load<compute_of<S>>(p, part.count);
 }
 template <class T, bool brief, class S>
 FUSEDACT_INLINE void write(S* p, Pack<T, brief> x, Whole<T>, bool stream) {
@@ -71,54 +71,36 @@ FUSEDACT_INLINE Pack<T> along(const Lane& lane, int64_t i, W width) {
   return read<T>(static_cast<const T*>(lane.values) + i * lane.step, width);  // no branch: a step of 0 stays
 }
 
-// A tensor's elements, seen as packs: those of the compute type itself, or, where packs are brief, of either 16-bit type. What
-// is read `ahead` is asked for 4 KiB before its turn.
-template <class V>
+// What elements stored as S are computed in.
+template <class S>
+using PackOf = Pack<compute_of<S>, sizeof(S) == 2>;
+
+// A tensor's elements, stored as S, seen as packs. What is read `ahead` is asked for 4 KiB before its turn.
+template <class S>
 class Elements {
+  using V = PackOf<S>;
   using T = typename V::scalar;
-  void* p_;
-  [[maybe_unused]] bool half_;
+  S* p_;
   bool ahead_;
 
  public:
-  Elements(const void* p, DType storage, bool ahead = false)
-      : p_(const_cast<void*>(p)), half_(storage == DType::float16), ahead_(ahead) {}
+  explicit Elements(const void* p, bool ahead = false) : p_(static_cast<S*>(const_cast<void*>(p))), ahead_(ahead) {}
 
   template <class W>
   FUSEDACT_INLINE V read(int64_t i, W width) const {
     if (ahead_ && std::is_same_v<W, Whole<T>>) fetch(i);
-    if constexpr (!is_brief<V>) {
-      return cpu::read<T>(static_cast<const T*>(p_) + i, width);
-    } else if (half_) {
-      return read_as(static_cast<const Half*>(p_) + i, width);
-    } else {
-      return read_as(static_cast<const BFloat16*>(p_) + i, width);
-    }
+    return cpu::read<S>(p_ + i, width);
   }
   template <class W>
   FUSEDACT_INLINE void write(int64_t i, V x, W width, bool stream) const {
-    if constexpr (!is_brief<V>) {
-      cpu::write(static_cast<T*>(p_) + i, x, width, stream);
-    } else if (half_) {
-      cpu::write(static_cast<Half*>(p_) + i, x, width, stream);
-    } else {
-      cpu::write(static_cast<BFloat16*>(p_) + i, x, width, stream);
-    }
+    cpu::write(p_ + i, x, width, stream);
   }
 
  private:
   FUSEDACT_INLINE void fetch(int64_t i) const {
-    constexpr int size = is_brief<V> ? 2 : sizeof(T), distance = 4096, line = 64;
-    const char* p = static_cast<const char*>(p_) + i * size + distance;
-    for (int k = 0; k < V::size * size; k += line) __builtin_prefetch(p + k);  // past the end it does nothing
-  }
-  template <class S>
-  FUSEDACT_INLINE static V read_as(const S* p, Whole<T>) {
-    return load<T>(p);
-  }
-  template <class S>
-  FUSEDACT_INLINE static V read_as(const S* p, Part part) {
-    return load<T>(p, part.count);
+    constexpr int distance = 4096, line = 64, bytes = V::size * static_cast<int>(sizeof(S));
+    const char* p = reinterpret_cast<const char*>(p_ + i) + distance;
+    for (int k = 0; k < bytes; k += line) __builtin_prefetch(p + k);  // past the end it does nothing
   }
 };
 
@@ -215,13 +197,14 @@ FUSEDACT_INLINE V gradient_from_output(const F& f, V g, V y) {
 template <class F, class V>
 constexpr bool piecewise = requires(const F& f, V v) { f.is_outer(v); };
 
-template <template <class> class A, class V>
+template <template <class> class A, class S>
 void forward_run(const ForwardRun& run) {
+  using V = PackOf<S>;
   using T = typename V::scalar;
   using F = A<V>;
   const F shared(run.scalars->params);
   const Epilogue<V> epilogue(*run.scalars);
-  const Elements<V> x(run.x, run.storage, run.ahead), y(run.y, run.storage);
+  const Elements<S> x(run.x, run.ahead), y(run.y);
   const Lane bias = run.bias;
   const bool stream = run.stream;
   auto loop = [&](auto plain) FUSEDACT_LAMBDA {
@@ -248,14 +231,14 @@ void forward_run(const ForwardRun& run) {
     loop(std::false_type{});
 }
 
-template <template <class> class A, class V, Saved kind>
+template <template <class> class A, class S, Saved kind>
 void backward_run(const BackwardRun& run) {
+  using V = PackOf<S>;
   using T = typename V::scalar;
   using F = A<V>;
   const F shared(run.scalars->params);
   const Epilogue<V> epilogue(*run.scalars);
-  const Elements<V> grad(run.grad, run.storage, run.ahead), saved(run.saved, run.storage, run.ahead),
-      grad_x(run.grad_x, run.storage);
+  const Elements<S> grad(run.grad, run.ahead), saved(run.saved, run.ahead), grad_x(run.grad_x);
   const Lane bias = run.bias;
   const int64_t rows = run.rows, pitch = run.pitch;
   const bool stream = run.stream;
@@ -302,15 +285,15 @@ void backward_run(const BackwardRun& run) {
     loop(std::true_type{});
 }
 
-template <template <class> class A, class V, Saved kind>
+template <template <class> class A, class S, Saved kind>
 void double_backward_run(const DoubleBackwardRun& run) {
+  using V = PackOf<S>;
   using T = typename V::scalar;
   using F = A<V>;
   const F f(run.scalars->params);
   const Epilogue<V> epilogue(*run.scalars);
-  constexpr DType as_computed = sizeof(T) == 4 ? DType::float32 : DType::float64;
-  const Elements<V> us(run.u, as_computed, run.ahead), grad(run.grad, as_computed, run.ahead),
-      saved(run.saved, as_computed, run.ahead), grad_grad(run.grad_grad, as_computed), grad_x(run.grad_x, as_computed);
+  const Elements<S> us(run.u, run.ahead), grad(run.grad, run.ahead), saved(run.saved, run.ahead),
+      grad_grad(run.grad_grad), grad_x(run.grad_x);
   T* bias_sum = static_cast<T*>(run.bias_sum);
   for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
     V u = us.read(i, width), g = grad.read(i, width), s = saved.read(i, width), first, bend;
@@ -336,21 +319,21 @@ void double_backward_run(const DoubleBackwardRun& run) {
 }
 
 // A `wide` activation is computed in float64 only.
-template <template <class> class A, class V>
-constexpr bool exists = !(A<V>::wide && sizeof(typename V::scalar) == 4);
+template <template <class> class A, class S>
+constexpr bool exists = !(A<PackOf<S>>::wide && sizeof(compute_of<S>) == 4);
 
 // ---- the tables -----------------------------------------------------------------------------------------------------
 
-// One row per activation: the functions for float, for double, and for 16-bit elements.
+// One row per activation: the functions for each dtype, in their order.
 template <class Run, class Make, template <class> class... A>
 constexpr auto make_table(TypeList<A...>, Make make) {
-  using Row = std::array<Function<Run>, form_count>;
-  return std::array<Row, sizeof...(A)>{Row{make.template operator()<A, Pack<float>>(),
-                                           make.template operator()<A, Pack<double>>(),
-                                           make.template operator()<A, Pack<float, true>>()}...};
+  using Row = std::array<Function<Run>, dtype_count>;
+  return std::array<Row, sizeof...(A)>{Row{make.template operator()<A, float>(), make.template operator()<A, double>(),
+                                           make.template operator()<A, BFloat16>(),
+                                           make.template operator()<A, Half>()}...};
 }
 template <class Run, size_t n>
-Table<Run> as_table(const std::array<std::array<Function<Run>, form_count>, n>& table) {
+Table<Run> as_table(const std::array<std::array<Function<Run>, dtype_count>, n>& table) {
   return reinterpret_cast<Table<Run>>(table.data());
 }
 

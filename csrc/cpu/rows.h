@@ -57,9 +57,11 @@ class Operand {
       direct_ = v.dtype == dtype_of<C> && rows.length == s.channels && s.inner == 1;
       if (direct_) return;
       pattern_.resize(rows.length);
-      for (int64_t c = 0, i = 0; c < s.channels; ++c) {
-        const C value = static_cast<C>(value_at(v, c));
-        for (int64_t k = 0; k < s.inner; ++k) pattern_[i++] = value;
+      if (const auto widen = kernels().widen[static_cast<int>(v.dtype)][sizeof(C) == 8]; widen && s.inner == 1) {
+        widen(v.data, pattern_.data(), s.channels, false);
+      } else {
+        for (int64_t c = 0, i = 0; c < s.channels; ++c, i += s.inner)
+          std::fill_n(&pattern_[i], s.inner, static_cast<C>(value_at(v, c)));
       }
       for (int64_t i = period; i < rows.length; ++i) pattern_[i] = pattern_[i - period];
       return;

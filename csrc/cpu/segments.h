@@ -21,11 +21,10 @@ struct ForwardRun {
   Lane bias, weight;
   const Scalars* scalars;
   void* y;
-  uint8_t* mask;                   // null if not asked for; cleared before
-  int64_t mask_at;                 // the first element's bit
-  bool stream;                     // the results are larger than the caches: store past them
-  DType storage = DType::float32;  // of x and y, if the form is brief
-  bool ahead = false;              // what is read is asked for before its turn
+  uint8_t* mask;       // null if not asked for; cleared before
+  int64_t mask_at;     // the first element's bit
+  bool stream;         // the results are larger than the caches: store past them
+  bool ahead = false;  // what is read is asked for before its turn
 };
 
 // `rows` runs of `count` elements, `pitch` apart, that meet the same bias and add to the same sums.
@@ -41,7 +40,6 @@ struct BackwardRun {
   void* bias_sum;  // added to, one per element; null if nobody asked
   void* weight_sum;
   bool stream;
-  DType storage = DType::float32;  // of grad, saved and grad_x, if the form is brief
   bool ahead = false;
 };
 
@@ -55,15 +53,12 @@ struct DoubleBackwardRun {
   bool stream, ahead;
 };
 
-// What a run computes in: float, double, or, for 16-bit elements read and written as they are, float with shorter formulas.
-enum class Form { in_float, in_double, brief };
-inline constexpr int form_count = 3;
-
 template <class Run>
 using Function = void (*)(const Run&);
-// [activation][Form], in the order of the type list; null where an activation has no such form.
+// [activation][DType], in the order of the type list, by what the elements of a run are stored in: a run of 16 bits computes in
+// float, by shorter formulas. Null where an activation has no such run.
 template <class Run>
-using Table = const Function<Run> (*)[form_count];
+using Table = const Function<Run> (*)[dtype_count];
 
 // Whole runs between storage and compute type.
 using Convert = void (*)(const void* from, void* to, int64_t count, bool stream);
@@ -71,7 +66,7 @@ using Convert = void (*)(const void* from, void* to, int64_t count, bool stream)
 struct Kernels {
   Table<ForwardRun> forward;
   Table<BackwardRun> backward[3];               // by Saved
-  Table<DoubleBackwardRun> double_backward[2];  // by Saved, without mask; not brief, and in_float for few
+  Table<DoubleBackwardRun> double_backward[2];  // by Saved, without mask; not of 16 bits, and of float32 for few
   Convert widen[dtype_count][2];                // null where the two are the same
   Convert narrow[dtype_count][2];
 };
