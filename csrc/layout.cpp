@@ -50,16 +50,26 @@ c10::SymDimVector dense_strides(const Tensor& x) {
   return dense;
 }
 
-Tensor empty_cpu(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype) {
+namespace {
+
+Tensor empty_for(memory::Use use, at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype) {
   constexpr c10::DispatchKeySet cpu(c10::DispatchKey::CPU);
   size_t bytes = at::detail::computeStorageNbytes(sizes, strides, c10::elementSize(dtype));
-  return at::Tensor(at::detail::empty_strided_generic(sizes, strides, memory::allocator(bytes), cpu, dtype));
+  return at::Tensor(at::detail::empty_strided_generic(sizes, strides, memory::allocator(bytes, use), cpu, dtype));
 }
 
-Tensor empty_like_cpu(const Tensor& x) {
-  if (x.is_non_overlapping_and_dense()) return empty_cpu(x.sizes(), x.strides(), x.scalar_type());
-  return empty_cpu(x.sizes(), at::infer_dense_strides(x.sizes(), x.strides()), x.scalar_type());
+Tensor dense_for(memory::Use use, const Tensor& x) {
+  if (x.is_non_overlapping_and_dense()) return empty_for(use, x.sizes(), x.strides(), x.scalar_type());
+  return empty_for(use, x.sizes(), at::infer_dense_strides(x.sizes(), x.strides()), x.scalar_type());
 }
+
+}  // namespace
+
+Tensor empty_cpu(at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype) {
+  return empty_for(memory::Use::value, sizes, strides, dtype);
+}
+
+Tensor empty_like_cpu(const Tensor& x) { return dense_for(memory::Use::value, x); }
 
 Tensor empty_on(const Tensor& x, at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype) {
   return x.is_cpu() ? empty_cpu(sizes, strides, dtype) : at::empty_strided(sizes, strides, x.options().dtype(dtype));
@@ -69,6 +79,8 @@ Tensor empty_as(const Tensor& x) {
   if (x.is_non_overlapping_and_dense()) return empty_on(x, x.sizes(), x.strides(), x.scalar_type());
   return empty_on(x, x.sizes(), at::infer_dense_strides(x.sizes(), x.strides()), x.scalar_type());
 }
+
+Tensor gradient_as(const Tensor& x) { return x.is_cpu() ? dense_for(memory::Use::gradient, x) : empty_as(x); }
 
 bool same_layout(const Tensor& a, const Tensor& b) {
   if (a.strides() == b.strides() || a.numel() == 0) return true;

@@ -24,6 +24,8 @@ Tensor empty_like_cpu(const Tensor& x);
 // The same on x's device: other devices' memory is their allocator's.
 Tensor empty_on(const Tensor& x, at::IntArrayRef sizes, at::IntArrayRef strides, at::ScalarType dtype);
 Tensor empty_as(const Tensor& x);
+// The same for x's gradient, from memory that was a gradient before.
+Tensor gradient_as(const Tensor& x);
 // The same for a Meta kernel.
 Tensor empty_like_meta(const Tensor& x);
 

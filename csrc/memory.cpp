@@ -1,8 +1,8 @@
 // Memory for large CPU results. The C library maps everything over 32 MiB afresh, so that a 128 MiB result costs ten
 // times as much in page faults as in copying; what is smaller it recycles, but in small pages, and gives back to the
 // system now and then. Here a result of 1.5 MiB or more comes in 2 MiB pages, where the system has them, and from a free
-// list of blocks that were used before, the last one first. Without the free list only what the C library would map
-// afresh comes from here.
+// list of blocks that were used before: for the same if there is one, the last one first. Without the free list only what
+// the C library would map afresh comes from here.
 //
 // The free list holds at most `limit` bytes (1 GiB, or an eighth of the machine's memory if that is less: enough for
 // the activations of a layer or two, too little to be missed) and gives back what was freed longest ago. A block is
@@ -56,15 +56,16 @@ int64_t default_limit() {
 struct Block {
   void* data;
   size_t bytes;
+  Use use;
 };
 
-class HugePages final : public c10::Allocator {
+class HugePages {
  public:
-  c10::DataPtr allocate(size_t bytes) override {
+  c10::DataPtr allocate(size_t bytes, Use use) {
     if (bytes == 0) return {nullptr, nullptr, &release, c10::Device(c10::DeviceType::CPU)};
     size_t size = (bytes + page - 1) / page * page;
     std::unique_lock lock(mutex_);
-    void* data = take(size);
+    void* data = take(size, use);
     if (data != nullptr) {
       ++hits_;
     } else {
@@ -78,15 +79,12 @@ class HugePages final : public c10::Allocator {
       TORCH_CHECK_WITH(OutOfMemoryError, data != nullptr, "fusedact: no memory for a result of ", bytes, " bytes");
       lock.lock();
     }
-    living_[data] = size;
+    living_[data] = {data, size, use};
     allocated_ += size;
     lock.unlock();
     c10::profiledCPUMemoryReporter().New(data, size);
     return {data, data, &release, c10::Device(c10::DeviceType::CPU)};
   }
-
-  c10::DeleterFnPtr raw_deleter() const override { return &release; }
-  void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 
   void empty_cache() {
     std::lock_guard lock(mutex_);
@@ -111,12 +109,14 @@ class HugePages final : public c10::Allocator {
     mutex_.unlock();
   }
 
- private:
   static void release(void* data);
 
-  // The youngest free block of this size class, whose pages are the likeliest to be in a cache.
-  void* take(size_t size) {
-    auto found = std::find_if(free_.rbegin(), free_.rend(), [&](const Block& block) { return block.bytes == size; });
+ private:
+  // The youngest free block of this size class, whose pages are the likeliest to be in a cache; of the same use, if any is.
+  void* take(size_t size, Use use) {
+    auto fits = [&](const Block& block) { return block.bytes == size; };
+    auto found = std::find_if(free_.rbegin(), free_.rend(), [&](const Block& b) { return fits(b) && b.use == use; });
+    if (found == free_.rend()) found = std::find_if(free_.rbegin(), free_.rend(), fits);
     if (found == free_.rend()) return nullptr;
     void* data = found->data;
     free_.erase(std::next(found).base());
@@ -127,17 +127,17 @@ class HugePages final : public c10::Allocator {
   void give_back(void* data) {
     std::unique_lock lock(mutex_);
     auto found = living_.find(data);
-    size_t size = found->second;
+    const Block block = found->second;
     living_.erase(found);
-    allocated_ -= size;
-    if (!enabled || size > limit_) {
+    allocated_ -= block.bytes;
+    if (!enabled || block.bytes > limit_) {
       lock.unlock();
-      munmap(data, size);
+      munmap(block.data, block.bytes);
       return;
     }
-    shrink(limit_ - size);
-    free_.push_back({data, size});
-    cached_ += size;
+    shrink(limit_ - block.bytes);
+    free_.push_back(block);
+    cached_ += block.bytes;
   }
 
   // Unmaps what was freed longest ago, until at most `bytes` are cached.
@@ -152,7 +152,7 @@ class HugePages final : public c10::Allocator {
 
   std::mutex mutex_;
   std::vector<Block> free_;  // in the order in which they were freed
-  std::unordered_map<void*, size_t> living_;
+  std::unordered_map<void*, Block> living_;
   size_t limit_ = default_limit(), cached_ = 0, allocated_ = 0;
   int64_t hits_ = 0, misses_ = 0;
 };
@@ -173,12 +173,24 @@ void HugePages::release(void* data) {
   huge_pages().give_back(data);
 }
 
+// torch's view of them: one for each use.
+class View final : public c10::Allocator {
+  Use use_;
+
+ public:
+  explicit View(Use use) : use_(use) {}
+  c10::DataPtr allocate(size_t bytes) override { return huge_pages().allocate(bytes, use_); }
+  c10::DeleterFnPtr raw_deleter() const override { return &HugePages::release; }
+  void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
+};
+
 }  // namespace
 
-c10::Allocator* allocator(size_t bytes) {
+c10::Allocator* allocator(size_t bytes, Use use) {
+  static View* const views[] = {new View(Use::value), new View(Use::gradient)};
   bool worth = recycles.load(std::memory_order_relaxed) || bytes > recycled_by_libc;
   bool large = bytes >= threshold.load(std::memory_order_relaxed) && enabled.load(std::memory_order_relaxed);
-  return large && worth ? &huge_pages() : c10::GetCPUAllocator();
+  return large && worth ? views[static_cast<int>(use)] : c10::GetCPUAllocator();
 }
 
 Stats stats() {

@@ -9,8 +9,12 @@
 
 namespace fusedact::memory {
 
+// What a block is for. Some gradients are stored past the caches: a block of theirs is in memory, and to write a value into it
+// reads it first; one of a value may be in the caches, and to store past them into it pushes it out first.
+enum class Use : uint8_t { value, gradient };
+
 // The allocator for a result of `bytes`: the library's own from the threshold up, torch's below it or when switched off.
-c10::Allocator* allocator(size_t bytes);
+c10::Allocator* allocator(size_t bytes, Use use);
 
 struct Stats {
   int64_t cached_bytes;     // on the free list

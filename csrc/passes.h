@@ -115,7 +115,7 @@ struct Passes {
 
     Tensor x = plan.save == Saved::mask ? saved.contiguous() : dense(saved);
     Tensor g = plan.save == Saved::mask ? dense(grad) : laid_out_as(grad, x);
-    Tensor grad_x = g.is_same(grad) ? empty_as(g) : g;  // a copy of our own is written over
+    Tensor grad_x = g.is_same(grad) ? gradient_as(g) : g;  // a copy of our own is written over
     OptTensor bias_vector = contiguous(bias), weight_vector = weight_beside(g, weight, plan);
     Device::backward(plan.activation, {.shape = shape_of(g, plan),
                                        .dtype = to_dtype(g.scalar_type()),
@@ -140,7 +140,7 @@ struct Passes {
     if (grad.numel() == 0) return {empty_as(saved), empty_as(saved), bias_sum};
 
     Tensor x = dense(saved), g = laid_out_as(grad, x), w = laid_out_as(u, x);
-    Tensor grad_grad = empty_as(x), grad_x = empty_as(x);
+    Tensor grad_grad = gradient_as(x), grad_x = gradient_as(x);
     OptTensor bias_vector = contiguous(bias);
     Device::double_backward(plan.activation, {.shape = shape_of(x, plan),
                                               .dtype = to_dtype(x.scalar_type()),

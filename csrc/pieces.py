@@ -98,7 +98,7 @@ class Table:
 
 TABLES = [
     Table("silu", "a sigma(-a)", lambda a: a * sigmoid(-a), 15.7, width=0.5),
-    Table("silu_slope", "the derivative of x sigma(x) at -a", silu_slope, 15.7, width=0.5, slope=True),
+    Table("silu_slope", "the derivative of x sigma(x) at -a", silu_slope, 11.75, offset=4.125, slope=True),
     Table(
         "gelu", "a Q(a), Q the upper tail of the normal distribution", lambda a: a * upper_tail(a), 5.375, offset=-7.375
     ),

@@ -184,7 +184,7 @@ NormGradients batch_norm_act_backward_cpu(const Tensor& grad, const Tensor& inpu
   sums.grad_scale = {moment.mutable_data_ptr(), DType::float64};
   // What f' costs is not paid twice, where r can be kept as it is: not in 16 bits, which would round it, and not for
   // activations that cost less than a store and a load.
-  Tensor grad_x = asked.input ? empty_like_cpu(x) : Tensor();
+  Tensor grad_x = asked.input ? gradient_as(x) : Tensor();
   const bool kept = asked.input && x.element_size() > 2 && !plan.activation.masked && !plan.activation.wide;
   if (kept) {
     sums.grad_x = grad_x.mutable_data_ptr();

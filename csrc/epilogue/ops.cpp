@@ -134,7 +134,7 @@ EpilogueGradients bias_act_epilogue_backward_dense(const Tensor& grad, const Opt
   if (grad.numel() == 0) return {empty_as(input.value_or(grad)), bias_sum, weight_sum, scale_sum};
 
   Tensor x = input ? dense(*input) : Tensor(), g = input ? laid_out_as(grad, x) : dense(grad);
-  Tensor grad_x = empty_as(g);
+  Tensor grad_x = gradient_as(g);
   Held held(beside, p, g, plan);
   const EpilogueBackwardArgs args{.shape = shape_of(g, plan, beside.scale.has_value()),
                                   .dtype = to_dtype(g.scalar_type()),

@@ -229,8 +229,8 @@ GatedGradients gated_act_backward_dense(const Tensor& grad, const GatedTensors& 
                                         bool grad_bias, bool grad_other_bias) {
   const GatedPlan plan = check_backward(grad, t, call, grad_bias, grad_other_bias);
   const Parts p = parts_of(t, plan);
-  Tensor grad_input = empty_as(p.input);
-  Tensor grad_other = plan.two ? empty_as(p.other) : at::empty({0}, grad.options());
+  Tensor grad_input = gradient_as(p.input);
+  Tensor grad_other = plan.two ? gradient_as(p.other) : at::empty({0}, grad.options());
   Tensor bias_sum = sum_like(t.bias, grad_bias, grad), other_sum = sum_like(t.other_bias, grad_other_bias, grad);
   if (grad.numel() == 0) return {grad_input, grad_other, bias_sum, other_sum};
 

@@ -56,7 +56,7 @@ SoftmaxGradients softmax_backward_dense(const Tensor& grad, const Tensor& output
   if (grad.numel() == 0) return {empty_as(output), bias_sum};
 
   Tensor y = dense(output), g = laid_out_as(grad, y);
-  Tensor grad_x = g.is_same(grad) ? empty_as(y) : g;  // a copy of our own is written over
+  Tensor grad_x = g.is_same(grad) ? gradient_as(y) : g;  // a copy of our own is written over
   const SoftmaxBackwardArgs args{.shape = shape_of(y, dim),
                                  .dtype = to_dtype(y.scalar_type()),
                                  .log = log,

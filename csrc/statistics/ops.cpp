@@ -137,7 +137,7 @@ Gradients bias_act_backward_statistics_cpu(const Tensor& grad, const Tensor& sav
   }
   Tensor bias_sum = sum_like(bias, grad_bias, grad), weight_sum = sum_like(weight, grad_weight, grad);
   if (grad.numel() == 0) return {empty_as(saved), bias_sum, weight_sum};
-  Tensor x = dense(saved), g = laid_out_as(grad, x), grad_x = empty_as(x);
+  Tensor x = dense(saved), g = laid_out_as(grad, x), grad_x = gradient_as(x);
   OptTensor bias_vector = contiguous(bias), weight_vector = weight_beside(g, weight, plan);
   cpu::backward_statistics(plan.activation,
                            {.shape = shape_of(g, plan.dim),
