@@ -5,6 +5,7 @@
 #   TORCH    the torch to build against, as pip's arguments. On Linux a plain torch from PyPI is the CUDA build; a
 #            smaller CPU build comes with  make build TORCH="torch==2.13.0 --index-url <the index for CPU builds>"
 #   MAX_JOBS how many compilers run at once (default: one per core)
+#   ISA      whose kernels `make sanitize` and `make fuzz` check: avx2, or avx512 on a machine that has it
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -35,6 +36,7 @@ EDITABLE = build/editable-$(shell $(BIN)/python -c 'import sys; print(sys.implem
 SOURCE_TESTS := adding cpp cuda docs fuse import isa kernels_source lab pieces proof ptx registry zoo
 CLANG ?= $(firstword $(foreach c,clang++ clang++-20 clang++-19 clang++-18 clang++-17 clang++-16,$(shell command -v $(c))) clang++)
 FUZZ_RUNS ?= 1000000
+ISA ?= avx2
 WITH_TOOLS = PATH="$(abspath $(BIN)):$$PATH"
 CONFIGURE_CHECKED = $(WITH_TOOLS) cmake -S . -GNinja -DPython_EXECUTABLE=$(abspath $(BIN))/python -DFUSEDACT_PROOF=ON
 FORMATTED = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -96,7 +98,7 @@ proof-full: proof ## every float32 of every row, and float64 against MPFR (hours
 	$(BIN)/python -m fusedact accuracy --proof docs/accuracy.jsonl --markdown > docs/accuracy.md
 
 sanitize: build ## those programs under ASan and UBSan (by clang) and under TSan; compiles the kernels anew (ten minutes)
-	$(CONFIGURE_CHECKED) -B build/sanitize -DCMAKE_CXX_COMPILER=$(CLANG) -DFUSEDACT_ISAS=avx2 -DFUSEDACT_SANITIZE=fuzzer-no-link,address,undefined
+	$(CONFIGURE_CHECKED) -B build/sanitize -DCMAKE_CXX_COMPILER=$(CLANG) -DFUSEDACT_ISAS=$(ISA) -DFUSEDACT_SANITIZE=fuzzer-no-link,address,undefined
 	$(WITH_TOOLS) cmake --build build/sanitize --target proofs
 	$(WITH_TOOLS) ctest --test-dir build/sanitize --output-on-failure
 	$(CONFIGURE_CHECKED) -B build/sanitize-thread -DFUSEDACT_ISAS= -DFUSEDACT_SANITIZE=thread  # the threads of one ISA are those of all

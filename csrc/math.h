@@ -57,7 +57,7 @@ constexpr bool is_brief = requires { requires V::for_16_bits; };
 template <class V>
 constexpr bool has_fma = !requires { requires V::without_fma; };
 
-// Whether a V finds an entry of a table of 32 for each of its lanes in one instruction, look_up<table>(t): there a polynomial
+// Whether a V finds an entry of a table of 32 for each of its lanes in one instruction, look_up(t, table): there a polynomial
 // whose coefficients are looked up is half the work of an exponential and a quotient.
 template <class V>
 constexpr bool has_pieces = requires { requires V::looks_up; };
@@ -198,13 +198,13 @@ FUSEDACT_FN V horner_of_pieces(V sum, V r, V t) {
   if constexpr (i < 0) {
     return sum;
   } else {
-    return horner_of_pieces<c, i - 1>(fma(sum, r, look_up<c[i]>(t)), r, t);
+    return horner_of_pieces<c, i - 1>(fma(sum, r, look_up(t, c[i])), r, t);
   }
 }
 template <const auto& c, class V>
 FUSEDACT_FN V polynomial_of_piece(V r, V t) {
   constexpr int highest = static_cast<int>(std::size(c)) - 1;
-  return horner_of_pieces<c, highest - 1>(look_up<c[highest]>(t), r, t);
+  return horner_of_pieces<c, highest - 1>(look_up(t, c[highest]), r, t);
 }
 template <class Pieces, class V>
 FUSEDACT_FN V piecewise(V x) {
@@ -214,7 +214,7 @@ FUSEDACT_FN V piecewise(V x) {
   } else {
     t = octave_and_sixteenth(x + V(Pieces::offset));
   }
-  V r = x - look_up<Pieces::centre>(t);
+  V r = x - look_up(t, Pieces::centre);
   if constexpr (is_brief<V>) {
     return polynomial_of_piece<Pieces::brief>(r, t);
   } else {

@@ -109,7 +109,7 @@ TABLES = [
     Table("mish_slope", "its derivative", mish_slope, 7.7, width=0.5, signed=True, slope=True),
     Table("sigmoid", "sigma(-a)", lambda a: sigmoid(-a), 15.7, width=0.5),
     Table("softplus", "log(1 + e^-a)", lambda a: mp.log1p(mp.exp(-a)), 15.7, width=0.5),
-    Table("tanh", "tanh(a), which is 1 from 9.02 on", mp.tanh, 11.75, offset=4.125),
+    Table("tanh", "tanh(a), which is 1 from 9.02 on", mp.tanh, 11.75, offset=4.0625),
 ]
 
 

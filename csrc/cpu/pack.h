@@ -312,13 +312,11 @@ FUSEDACT_INLINE Pack<T, brief> at_most(Pack<T, brief> x, Pack<T, brief> high) {
 }
 #if defined(__AVX512F__)
 // For each lane the entry of a table of 32 whose number is in its low bits.
-template <const auto& table, bool brief>
-FUSEDACT_INLINE Pack<float, brief> look_up(Pack<float, brief> t) {
-  return each(
-      [](auto n) FUSEDACT_LAMBDA {
-        return (Native<float>)_mm512_permutex2var_ps(_mm512_load_ps(table), (__m512i)n, _mm512_load_ps(table + 16));
-      },
-      t.v);
+template <bool brief>
+FUSEDACT_INLINE Pack<float, brief> look_up(Pack<float, brief> t, const float (&table)[32]) {
+  const __m512 first = _mm512_load_ps(table), second = _mm512_load_ps(table + 16);
+  return each([&](auto n) FUSEDACT_LAMBDA { return (Native<float>)_mm512_permutex2var_ps(first, (__m512i)n, second); },
+              t.v);
 }
 // The last bit of the exponent and the first four of the mantissa, in the low bits.
 template <bool brief>
