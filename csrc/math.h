@@ -190,9 +190,6 @@ FUSEDACT_FN V polynomial(V x) {
 
 // ---- functions by pieces, for values that look coefficients up --------------------------------------------------------
 
-// A function of x by the pieces of a table, as far as its limit. Which piece: the low bits of t, by a sum that pushes all others
-// out, or five of the upper bits of x + offset. The centres are numbers at which the function is very nearly a float (Gal's
-// tables), and x - centre is exact: what is left is little more than the last rounding.
 template <const auto& c, int i, class V>
 FUSEDACT_FN V horner_of_pieces(V sum, V r, V t) {
   if constexpr (i < 0) {
@@ -206,6 +203,9 @@ FUSEDACT_FN V polynomial_of_piece(V r, V t) {
   constexpr int highest = static_cast<int>(std::size(c)) - 1;
   return horner_of_pieces<c, highest - 1>(look_up(t, c[highest]), r, t);
 }
+// A function of x by the pieces of a table, as far as its limit. Which piece: the low bits of t, by a sum that pushes all others
+// out, or five of the upper bits of x + offset. The centres are numbers at which the function is very nearly a float (Gal's
+// tables), and x - centre is exact: what is left is little more than the last rounding.
 template <class Pieces, class V>
 FUSEDACT_FN V piecewise(V x) {
   V t;
