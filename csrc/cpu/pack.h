@@ -622,6 +622,15 @@ FUSEDACT_INLINE void stream_pack(S* p, Pack<T, brief> x) {
     native_stream(p + n, x.v.b);
     native_stream(p + 2 * n, x.v.c);
     native_stream(p + 3 * n, x.v.d);
+#if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<S, Half> && sizeof(T) == 4) {  // two halves of a line are not forwarded as one
+    auto line = [](Native<float> a, Native<float> b) FUSEDACT_LAMBDA {
+      const __m512i first = _mm512_castsi256_si512(_mm512_cvtps_ph(a, 0));
+      return (Native<float>)_mm512_inserti64x4(first, _mm512_cvtps_ph(b, 0), 1);
+    };
+    native_stream(reinterpret_cast<float*>(p), line(x.v.a, x.v.b));
+    native_stream(reinterpret_cast<float*>(p) + Pack<float>::native, line(x.v.c, x.v.d));
+#endif
   } else {  // narrowed: gather whole vectors first
     constexpr int whole = vector_bytes / sizeof(float), n = sizeof(S) * Pack<T>::size / vector_bytes;
     alignas(vector_bytes) float lane[whole * n];
