@@ -421,16 +421,20 @@ struct mish : Plain<> {
   static constexpr std::string_view name = "mish";
   explicit mish(const double*) {}
   FUSEDACT_FN V forward(V x) const {
+    auto by_exp = [](V far) { return forward_by_exp(far); };
     if constexpr (has_pieces<V>) {
       using P = pieces::mish_gate;
-      return with_far(x * piecewise<P>(x), x, P::limit, [](V far) { return forward_by_exp(far); });
+      return with_far(x * piecewise<P>(x), x, P::limit, by_exp);
+    } else if constexpr (has_rows<V> && !is_brief<V>) {
+      using P = cubics::mish;
+      return with_far(piecewise<P>(x), x, P::limit, by_exp);
     } else {
       return forward_by_exp(x);
     }
   }
   FUSEDACT_FN V derivative(V x) const {
-    if constexpr (has_pieces<V>) {
-      using P = pieces::mish_slope;
+    if constexpr (has_pieces<V> || (has_rows<V> && !is_brief<V>)) {
+      using P = table_for<V, pieces::mish_slope, cubics::mish_slope>;
       return with_far(piecewise<P>(x), x, P::limit, [](V far) { return derivative_by_exp(far); });
     } else {
       return derivative_by_exp(x);
@@ -527,15 +531,17 @@ struct gelu_tanh : Plain<> {
     return odd_cubic(x, short_c1<19, 46>(), two_constant<V>(0.21406444881780073, 1.5122146425849085e-18));
   }
   FUSEDACT_FN V forward(V x) const {
-    if constexpr (has_pieces<V>) {
-      return smooth_ramp<pieces::gelu_tanh>(x, [](V far) { return forward_by_exp(far); });
+    if constexpr (has_pieces<V> || (has_rows<V> && !is_brief<V>)) {
+      return smooth_ramp<table_for<V, pieces::gelu_tanh, cubics::gelu_tanh>>(x,
+                                                                             [](V far) { return forward_by_exp(far); });
     } else {
       return forward_by_exp(x);
     }
   }
   FUSEDACT_FN V derivative(V x) const {
-    if constexpr (has_pieces<V>) {
-      return smooth_step<pieces::gelu_tanh_slope>(x, [](V far) { return derivative_by_exp(far); });
+    if constexpr (tabulated<V>) {
+      return smooth_step<table_for<V, pieces::gelu_tanh_slope, cubics::gelu_tanh_slope>>(
+          x, [](V far) { return derivative_by_exp(far); });
     } else {
       return derivative_by_exp(x);
     }

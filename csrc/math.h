@@ -3,7 +3,7 @@
 // Knows no activation, no memory, no torch. The only file with a host/device #ifdef.
 //
 // V brings, found by argument-dependent lookup for packs and below for scalars:
-//   + - * / and comparisons (which give a mask, combined with & and |), select(mask, a, b),
+//   + - * / and comparisons (which give a mask, combined with & and |), select(mask, a, b), if_negative(x, a, b),
 //   fma(a, b, c)        a b + c, fused where the machine can
 //   fma_exact(a, b, c)  the same, but right to the last bit where c cancels a b (without an FMA: Dekker's product)
 //   abs, sqrt, copysign, sin, cos, exponent(t, offset)
@@ -19,6 +19,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "cubics.h"
 #include "pieces.h"
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
@@ -61,6 +62,15 @@ constexpr bool has_fma = !requires { requires V::without_fma; };
 // whose coefficients are looked up is half the work of an exponential and a quotient.
 template <class V>
 constexpr bool has_pieces = requires { requires V::looks_up; };
+// Whether a V reads a row of a longer table for each of its lanes, cubic<Table>(rows_of<Table>(x)), in less time than the
+// longest formulas take.
+template <class V>
+constexpr bool has_rows = requires { requires V::reads_rows; };
+// What a function is looked up in, if anything: what `if constexpr (tabulated<V>)` chooses between.
+template <class V, class Pieces, class Cubics>
+using table_for = std::conditional_t<has_pieces<V>, Pieces, Cubics>;
+template <class V>
+constexpr bool tabulated = has_pieces<V> || has_rows<V>;
 
 // ---- scalars as value types -----------------------------------------------------------------------------------------
 
@@ -70,6 +80,11 @@ concept Scalar = std::is_same_v<T, float> || std::is_same_v<T, double>;
 template <Scalar T>
 FUSEDACT_FN T select(bool mask, T a, T b) {
   return mask ? a : b;
+}
+// a for x below zero, else b; for a zero or NaN either, where they are the same. (Packs need no comparison for it.)
+template <Scalar T>
+FUSEDACT_FN T if_negative(T x, T a, T b) {
+  return x < 0 ? a : b;
 }
 template <Scalar T>
 FUSEDACT_FN T fma(T a, T b, T c) {
@@ -100,10 +115,10 @@ FUSEDACT_FN T cos(T x) {
   return std::cos(x);
 }
 FUSEDACT_FN float exponent(float t, int offset) {
-  return std::bit_cast<float>((std::bit_cast<uint32_t>(t) + static_cast<uint32_t>(offset + 127)) << 23);
+  return std::bit_cast<float>((std::bit_cast<uint32_t>(t) + static_cast<uint32_t>(offset)) << 23);
 }
 FUSEDACT_FN double exponent(double t, int offset) {
-  return std::bit_cast<double>((std::bit_cast<uint64_t>(t) + static_cast<uint64_t>(offset + 1023)) << 52);
+  return std::bit_cast<double>((std::bit_cast<uint64_t>(t) + static_cast<uint64_t>(offset)) << 52);
 }
 
 // ---- small change ---------------------------------------------------------------------------------------------------
@@ -188,7 +203,7 @@ FUSEDACT_FN V polynomial(V x) {
   return horner<c, highest - 1>(V(first), x);
 }
 
-// ---- functions by pieces, for values that look coefficients up --------------------------------------------------------
+// ---- functions by tables, for values that look coefficients up --------------------------------------------------------
 
 template <const auto& c, int i, class V>
 FUSEDACT_FN V horner_of_pieces(V sum, V r, V t) {
@@ -203,11 +218,11 @@ FUSEDACT_FN V polynomial_of_piece(V r, V t) {
   constexpr int highest = static_cast<int>(std::size(c)) - 1;
   return horner_of_pieces<c, highest - 1>(look_up(t, c[highest]), r, t);
 }
-// A function of x by the pieces of a table, as far as its limit. Which piece: the low bits of t, by a sum that pushes all others
-// out, or five of the upper bits of x + offset. The centres are numbers at which the function is very nearly a float (Gal's
-// tables), and x - centre is exact: what is left is little more than the last rounding.
+// Which piece: the low bits of t, by a sum that pushes all others out, or five of the upper bits of x + offset. The centres are
+// numbers at which the function is very nearly a float (Gal's tables), and x - centre is exact: what is left is little more
+// than the last rounding.
 template <class Pieces, class V>
-FUSEDACT_FN V piecewise(V x) {
+FUSEDACT_FN V by_pieces(V x) {
   V t;
   if constexpr (requires { Pieces::width; }) {
     t = x + V(0x1.8p23f * Pieces::width);
@@ -219,6 +234,15 @@ FUSEDACT_FN V piecewise(V x) {
     return polynomial_of_piece<Pieces::brief>(r, t);
   } else {
     return polynomial_of_piece<Pieces::c>(r, t);
+  }
+}
+// A function of x by its table, pieces or cubics, as far as the table's limit.
+template <class Table, class V>
+FUSEDACT_FN V piecewise(V x) {
+  if constexpr (has_pieces<V>) {
+    return by_pieces<Table>(x);
+  } else {
+    return cubic<Table>(rows_of<Table>(x));
   }
 }
 template <class V, class Far, class... More>
@@ -233,15 +257,22 @@ FUSEDACT_FN V with_far(V y, V x, float limit, Far far, More... more) {
     y = select(beyond, far_away(far, apart(x), apart(more)...), y);
   return y;
 }
-// A smooth ramp, f(x) - f(-x) = x, whose pieces are of -f(-a); and a smooth step, f(x) + f(-x) = 1, whose pieces are of f(-a).
-template <class Pieces, class V, class Far>
-FUSEDACT_FN V smooth_ramp(V x, Far far) {
-  return with_far(at_least(x, V(0)) - piecewise<Pieces>(abs(x)), x, Pieces::limit, far);
+// A smooth ramp, f(x) - f(-x) = x, from -f(-|x|); and a smooth step, f(x) + f(-x) = 1, from f(-|x|).
+template <class V>
+FUSEDACT_FN V ramp(V x, V left) {
+  return at_least(x, V(0)) - left;
 }
-template <class Pieces, class V, class Far>
+template <class V>
+FUSEDACT_FN V step(V x, V left) {
+  return if_negative(x, left, V(1) - left);
+}
+template <class Table, class V, class Far>
+FUSEDACT_FN V smooth_ramp(V x, Far far) {
+  return with_far(ramp(x, piecewise<Table>(abs(x))), x, Table::limit, far);
+}
+template <class Table, class V, class Far>
 FUSEDACT_FN V smooth_step(V x, Far far) {
-  V left = piecewise<Pieces>(abs(x));
-  return with_far(select(x < V(0), left, V(1) - left), x, Pieces::limit, far);
+  return with_far(step(x, piecewise<Table>(abs(x))), x, Table::limit, far);
 }
 
 // ---- tables: the output of minimax.py -------------------------------------------------------------------------------
@@ -251,7 +282,7 @@ struct table;
 
 template <>
 struct table<float> {
-  static constexpr float magic = 0x1.8p23f;  // t = x + magic has round(x) in its low bits, for |x| < 2^22
+  static constexpr float magic = 0x1.8p23f + 127;  // t = x + magic has round(x) + 127 in its low bits, an exponent's
   static constexpr float log2e = 0x1.715476p+0f, ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
   static constexpr float exp_floor = -112.0f;  // below it x e^x is zero even where the table's scale is kept
   static constexpr int scale = 40;             // results that may be subnormal travel times 2^scale
@@ -302,7 +333,7 @@ struct table<float> {
 
 template <>
 struct table<double> {
-  static constexpr double magic = 0x1.8p52;
+  static constexpr double magic = 0x1.8p52 + 1023;
   static constexpr double log2e = 0x1.71547652b82fep+0;
   static constexpr double ln2_hi = 6.93147180369123816490e-01, ln2_lo = 1.90821492927058770002e-10;
   static constexpr double exp_floor = -760.0;
@@ -368,7 +399,7 @@ FUSEDACT_FN V exp_tail(V r) {
 template <class V>
 FUSEDACT_FN Exp<V> exp_parts(V x, int offset = 0) {
   using K = table<scalar_t<V>>;
-  V t = fma(x, V(K::log2e), V(K::magic));  // carries n = round(x / ln 2) in its low bits
+  V t = fma(x, V(K::log2e), V(K::magic));  // carries n = round(x / ln 2)
   V n = t - V(K::magic);
   if constexpr (is_brief<V>) return {exp_tail(fma(n, V(-0.6931471805599453), x)), exponent(t, offset)};
   V r = fma(n, V(-K::ln2_lo), fma(n, V(-K::ln2_hi), x));
@@ -450,7 +481,7 @@ FUSEDACT_FN V expm1_negative(V x) {
 // q = n / (1 + z) with n = z on the left, and better n - z q, which rounds once where 1 + z and q round twice.
 template <class V>
 FUSEDACT_FN V sigmoid_of(V t, V z) {
-  V n = select(t < V(0), z, V(1)), q = n / (V(1) + z);
+  V n = if_negative(t, z, V(1)), q = n / (V(1) + z);
   if constexpr (is_brief<V>) return q;
   return fma_exact(-z, q, n);
 }
@@ -468,14 +499,14 @@ FUSEDACT_FN V sigmoid(V x) {
 }
 template <class V>
 FUSEDACT_FN V sigmoid(Two<V> t) {
-  return sigmoid_of(t.hi, exp_negative(negative_abs(t.hi), select(t.hi < V(0), t.lo, -t.lo)));
+  return sigmoid_of(t.hi, exp_negative(negative_abs(t.hi), if_negative(t.hi, t.lo, -t.lo)));
 }
 
 // w sigma(t) sigma(-t), w times the derivative of sigma: w z / (1 + z)^2, the product made before it may be subnormal.
 template <class V>
 FUSEDACT_FN V times_sigmoid_slope(V w, V t, V lo) {
   using K = table<scalar_t<V>>;
-  V scaled = exp_scaled(negative_abs(t), select(t < V(0), lo, -lo)), z = scaled * V(K::unscale);
+  V scaled = exp_scaled(negative_abs(t), if_negative(t, lo, -lo)), z = scaled * V(K::unscale);
   return scaled * w / fma(z, z + V(2), V(1)) * V(K::unscale);
 }
 template <class V>
@@ -546,7 +577,7 @@ FUSEDACT_COLD V times_sigmoid_derivative_tail(V x, V t, V lo, Two<V> w) {
 template <bool exact, class V>
 FUSEDACT_FN V times_sigmoid_of(V x, V t, Exp<V> parts) {
   V z = rounded(parts), xp = x * parts.power;  // exact, so that x z is rounded once
-  V p = select(t < V(0), fma(xp, parts.e, xp), x);
+  V p = if_negative(t, fma(xp, parts.e, xp), x);
   if constexpr (exact && has_fma<V>) return fma_exact(-z, p / (V(1) + z), p);
   V q = p / fma(parts.power, parts.e, V(1) + parts.power);  // 1 + z, rounded once
   return select(z < V(0.4), fma_exact(-z, q, p), q);
@@ -564,7 +595,7 @@ FUSEDACT_FN V times_sigmoid_by_exp(V x) {
   } else {
     y = times_sigmoid_of<true>(x, x, exp_parts(negative_abs(x)));
   }
-  auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
+  auto beyond = negative_abs(x) < V(-table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
     y = select(beyond, times_sigmoid_tail(apart(x), apart(x), V(0)), y);
   return y;
@@ -583,9 +614,9 @@ FUSEDACT_FN V times_sigmoid(V x, Two<V> t) {
   if constexpr (is_brief<V>) {
     y = times_sigmoid_brief(x, t.hi);
   } else {
-    y = times_sigmoid_of<false>(x, t.hi, exp_parts(negative_abs(t.hi), select(t.hi < V(0), t.lo, -t.lo)));
+    y = times_sigmoid_of<false>(x, t.hi, exp_parts(negative_abs(t.hi), if_negative(t.hi, t.lo, -t.lo)));
   }
-  auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
+  auto beyond = negative_abs(t.hi) < V(-table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
     y = select(beyond, times_sigmoid_tail(apart(x), apart(t.hi), apart(t.lo)), y);
   return y;
@@ -607,9 +638,9 @@ FUSEDACT_FN V times_sigmoid_derivative_by_exp(V x) {
     auto [e, power] = exp_parts(negative_abs(x));
     V z = fma(power, e, power), one_x = V(1) + x;
     V sum = fma(power, e, one_x + power);  // 1 + x + z, without z's rounding
-    y = select(x < V(0), sum * z, fma(z, one_x, V(1))) / fma(z, z + V(2), V(1));
+    y = if_negative(x, sum * z, fma(z, one_x, V(1))) / fma(z, z + V(2), V(1));
   }
-  auto beyond = abs(x) > V(table<scalar_t<V>>::plain);
+  auto beyond = negative_abs(x) < V(-table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
     y = select(beyond, times_sigmoid_derivative_tail(apart(x), apart(x), V(0), Two<V>{apart(x), V(0)}), y);
   return y;
@@ -638,7 +669,7 @@ FUSEDACT_FN V times_sigmoid_derivative(V x, Two<V> t, V a, V b) {
     left = fma(left, fma(V(-0.5), d_lo, e), left);
     y = select(negative, left, fma(z, fma(a, b, one_t + t.lo), V(1))) / d;
   }
-  auto beyond = abs(t.hi) > V(table<scalar_t<V>>::plain);
+  auto beyond = negative_abs(t.hi) < V(-table<scalar_t<V>>::plain);
   if (any(beyond)) [[unlikely]]
     y = select(beyond, times_sigmoid_derivative_tail(x, t.hi, t.lo, Two<V>{w, fma_exact(a, b, t.hi - w) + t.lo}), y);
   return y;
@@ -648,7 +679,7 @@ FUSEDACT_FN V times_sigmoid_derivative(V x, Two<V> t, V a, V b) {
 template <class V>
 FUSEDACT_FN V softplus_by_exp(Two<V> t) {
   using K = table<scalar_t<V>>;
-  V z = exp_negative(negative_abs(t.hi), select(t.hi < V(0), t.lo, -t.lo));
+  V z = exp_negative(negative_abs(t.hi), if_negative(t.hi, t.lo, -t.lo));
   V log1p;
   if constexpr (requires { K::log1p_by_atanh; }) {
     V s = z / (V(2) + z);
@@ -668,7 +699,7 @@ FUSEDACT_FN V softplus(Two<V> t) {
     using P = pieces::softplus;
     V left = piecewise<P>(abs(t.hi));
     left =
-        fma(left, select(t.hi < V(0), t.lo, -t.lo), left);  // for its derivative is very nearly itself where t is large
+        fma(left, if_negative(t.hi, t.lo, -t.lo), left);  // for its derivative is very nearly itself where t is large
     return with_far(
         at_least(t.hi, V(0)) + left, t.hi, P::limit, [](V hi, V lo) { return softplus_by_exp(Two<V>{hi, lo}); }, t.lo);
   } else {
@@ -742,8 +773,8 @@ FUSEDACT_COLD V times_normal_cdf_tail(V x) {
 template <class V>
 FUSEDACT_FN V times_normal_cdf(V x) {
   using K = table<scalar_t<V>>;
-  if constexpr (has_pieces<V>) {
-    return smooth_ramp<pieces::gelu>(x, [](V far) { return times_normal_cdf_tail(far); });
+  if constexpr (tabulated<V>) {
+    return smooth_ramp<table_for<V, pieces::gelu, cubics::gelu>>(x, [](V far) { return times_normal_cdf_tail(far); });
   } else if constexpr (requires { K::short_limit; }) {
     V a = abs(x), y;
     // Q(a) = e^(-a^2 / 2 - a / 2) P(a): with the second term P hardly varies, and its last step rounds alone.
@@ -789,13 +820,14 @@ FUSEDACT_COLD V times_normal_cdf_derivative_tail(V x) {
     factor = two_product(ratio, root_minus(bounded));
   }
   V left = times_exp_scaled(factor, t.hi, t.lo) * V(K::unscale);
-  return fma(x, V(0), select(x < V(0), left, V(1) - left));  // infinite x: NaN, as the product rule has it
+  return fma(x, V(0), if_negative(x, left, V(1) - left));  // infinite x: NaN, as the product rule has it
 }
 template <class V>
 FUSEDACT_FN V times_normal_cdf_derivative(V x) {
   using K = table<scalar_t<V>>;
-  if constexpr (has_pieces<V>) {
-    return smooth_step<pieces::gelu_slope>(x, [](V far) { return times_normal_cdf_derivative_tail(far); });
+  if constexpr (tabulated<V>) {
+    using Table = table_for<V, pieces::gelu_slope, cubics::gelu_slope>;
+    return smooth_step<Table>(x, [](V far) { return times_normal_cdf_derivative_tail(far); });
   } else if constexpr (requires { K::short_limit; }) {
     V a = abs(x);
     Two<V> t = minus_half_square(a);
@@ -807,7 +839,7 @@ FUSEDACT_FN V times_normal_cdf_derivative(V x) {
       ratio = polynomial<K::slope_short>(a - V(K::slope_centre)) * power;
     }
     V left = fma(ratio, e, ratio) * root_minus(a);
-    V y = select(x < V(0), left, V(1) - left);
+    V y = if_negative(x, left, V(1) - left);
     auto beyond = a > V(K::short_limit);
     if (any(beyond)) [[unlikely]]
       y = select(beyond, times_normal_cdf_derivative_tail(apart(x)), y);
@@ -827,6 +859,14 @@ FUSEDACT_FN ValueAndSlope<V> times_normal_cdf_and_derivative(V x) {
   using K = table<scalar_t<V>>;
   if constexpr (has_pieces<V>) {
     return {times_normal_cdf(x), times_normal_cdf_derivative(x)};
+  } else if constexpr (has_rows<V>) {
+    using Value = cubics::gelu;
+    using Slope = cubics::gelu_slope;
+    static_assert(Value::per_unit == Slope::per_unit && std::size(Value::row) == std::size(Slope::row));
+    auto rows = rows_of<Value>(abs(x));
+    V value = ramp(x, cubic<Value>(rows)), slope = step(x, cubic<Slope>(rows));
+    return {with_far(value, x, Value::limit, [](V far) { return times_normal_cdf_tail(far); }),
+            with_far(slope, x, Slope::limit, [](V far) { return times_normal_cdf_derivative_tail(far); })};
   } else if constexpr (requires { K::short_limit; }) {
     V a = abs(x), mills, ratio;
     Two<V> t = minus_half_square(a);
@@ -839,7 +879,7 @@ FUSEDACT_FN ValueAndSlope<V> times_normal_cdf_and_derivative(V x) {
       ratio = polynomial<K::slope_short>(a - V(K::slope_centre)) * power;
     }
     V tail = mills * power, left = fma(ratio, e, ratio) * root_minus(a);
-    ValueAndSlope<V> y{fma(-a, fma(tail, e, tail), at_least(x, V(0))), select(x < V(0), left, V(1) - left)};
+    ValueAndSlope<V> y{fma(-a, fma(tail, e, tail), at_least(x, V(0))), if_negative(x, left, V(1) - left)};
     auto beyond = a > V(K::short_limit);
     if (any(beyond)) [[unlikely]] {
       y.value = select(beyond, times_normal_cdf_tail(apart(x)), y.value);

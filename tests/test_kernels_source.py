@@ -56,12 +56,15 @@ def objects() -> list[Path]:
 
 
 def test_isa_objects_export_no_weak_symbols() -> None:
-    """A weak symbol from an AVX object may be the copy that the linker keeps, and an old processor runs into it."""
+    """A weak symbol from an AVX object may be the copy that the linker keeps, and an old processor runs into it.
+
+    Tables of constants may be weak: each copy is the same.
+    """
     if not objects() or shutil.which("nm") is None:
         pytest.skip("no build folder with kernel objects (or no nm): `make build` leaves one")
     for file in objects():
         listing = subprocess.run(["nm", "-C", str(file)], capture_output=True, text=True, check=True).stdout
-        weak = [line for line in listing.splitlines() if re.search(r" [WVu] ", line)]
+        weak = [line for line in listing.splitlines() if re.search(r" [WVu] (?!fusedact::cubics::\w+::row$)", line)]
         assert not weak, f"{file.name} exports weak symbols: {weak[:3]}"
 
 

@@ -79,18 +79,19 @@ def clean(run: Run) -> Run:
     return run
 
 
-def same(got: Tensor, cpu: Tensor, by_tables: bool = False) -> None:
+def same(got: Tensor, cpu: Tensor, of: str = "") -> None:
     """Assert the same bits, NaN for NaN; in 16 bits neighbours, for the CPU computes those by shorter formulas.
 
-    There a zero may have either sign: mish(-0) is -0 by the shorter formula and 0 by the longer. `by_tables`: float32
-    of AVX-512 has errors of its own, some ulp of a product of two values, 2e-7 beside the root of a slope.
+    There a zero may have either sign: mish(-0) is -0 by the shorter formula and 0 by the longer. What the CPU reads in
+    tables, if that is what the function `of` does, has errors of its own in float32: some ulp of a product of two
+    values, 2e-7 beside the root of a slope.
     """
     assert got.dtype == cpu.dtype
     equal = (got == cpu) & (got.signbit() == cpu.signbit()) | (got.isnan() & cpu.isnan())
     if got.dtype in (torch.bfloat16, torch.float16):
         equal |= (got.view(torch.int16).int() - cpu.view(torch.int16).int()).abs() <= 1
         equal |= (got == 0) & (cpu == 0)
-    if by_tables and got.dtype == torch.float32 and _C.capability() == "avx512":
+    if got.dtype == torch.float32 and in_tables(of):
         equal |= torch.isclose(got, cpu, rtol=2.0**-20, atol=2.0**-20)
     differ = ~equal
     assert not differ.any(), (
@@ -98,14 +99,20 @@ def same(got: Tensor, cpu: Tensor, by_tables: bool = False) -> None:
     )
 
 
-# What vectors of AVX-512 look up in tables (csrc/pieces.h) and everybody else computes from exponentials, in float32.
-IN_PIECES = {"gelu", "gelu_tanh", "logsigmoid", "mish", "sigmoid", "silu", "softplus", "tanh"}
+# What vectors read in tables (csrc/pieces.h, csrc/cubics.h) and a GPU computes from exponentials, in float32.
+IN_TABLES = {
+    "avx512": {"gelu", "gelu_tanh", "logsigmoid", "mish", "sigmoid", "silu", "softplus", "tanh"},
+    "avx2": {"gelu", "gelu_tanh", "mish"},
+}
+
+
+def in_tables(name: str) -> bool:
+    return name in IN_TABLES.get(_C.capability(), set())
 
 
 def as_on_cpu(row: Activation) -> bool:
     """Whether the CPU's bits are to be had: with fused multiply-add, no function of a library's own, and no table."""
-    of_its_own = {"cos", "sin"} | (IN_PIECES if _C.capability() == "avx512" else set())
-    return row.name not in of_its_own and _C.capability() != "default"
+    return row.name not in {"cos", "sin"} and not in_tables(row.name) and _C.capability() != "default"
 
 
 def limit(row: Activation, dtype: torch.dtype) -> Bound:

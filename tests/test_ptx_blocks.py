@@ -162,12 +162,12 @@ def test_gated_shapes(dtype: torch.dtype, shape: tuple[int, int, int], shift: in
         for bias in (None, (sampled(of, shape[1]), sampled(of, shape[1]))):
             call = (*joined(bias, way), name, scalars(row), 1, *words, None, 1.0, 0.0)
             run = clean(on.gated(name, x, scalars(row), bias, shift=shift))
-            same(run["y"], torch.ops.fusedact.gated_act(tensors[0], other, *call).flatten(), by_tables=True)
+            same(run["y"], torch.ops.fusedact.gated_act(tensors[0], other, *call).flatten(), of=name)
             sums = None if bias is None else of
             run = clean(on.gated_backward(name, grad, x, scalars(row), bias, sums=sums, shift=shift))
             cpu = torch.ops.fusedact.gated_act_backward(grad.view(shape), tensors[0], other, *call, False, False)
             for result, expected in zip(("grad_0", "grad_1"), cpu[: len(tensors)], strict=False):
-                same(run[result], expected.flatten(), by_tables=True)
+                same(run[result], expected.flatten(), of=name)
             if bias is None:
                 continue
             # In the compute dtype, so that the terms have not been rounded.
@@ -275,9 +275,7 @@ def test_epilogue_shapes(dtype: torch.dtype, shape: tuple[int, int, int], shift:
         bias, scale = sampled(of, shape[1]), sampled(of, shape[1])
         given = {"bias": bias, "scale": scale, "dropout": (SEED, 0.4)}
         y, call = on_cpu(x, shape, name, params, residual=residual, **given)
-        same(
-            clean(on.epilogue(name, x, shape, params, residual=residual, **given, shift=shift))["y"], y, by_tables=True
-        )
+        same(clean(on.epilogue(name, x, shape, params, residual=residual, **given, shift=shift))["y"], y, of=name)
 
         run = clean(
             on.epilogue_backward(
@@ -288,7 +286,7 @@ def test_epilogue_shapes(dtype: torch.dtype, shape: tuple[int, int, int], shift:
         same(
             run["grad_x"],
             backward(grad.view(shape), x.view(shape), *call, False, False, False)[0].flatten(),
-            by_tables=True,
+            of=name,
         )
         wide = [None if v is None else v.to(wider) for v in call[:3]]
         unscaled = (wide[0], None, None, *call[3:])  # of x * scale as it is: the terms of the sums
@@ -307,7 +305,7 @@ def test_dropout_draws_the_cpus_mask(dtype: torch.dtype, p: float) -> None:
         bias = torch.zeros(shape[1], dtype=dtype)
         expected, _ = on_cpu(x, shape, "identity", (), bias=bias, dropout=(SEED, p))
         run = clean(device(dtype, "identity").epilogue("identity", x, shape, bias=bias, dropout=(SEED, p)))
-        same(run["y"], expected, by_tables=True)
+        same(run["y"], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=STORAGE.get)
@@ -326,7 +324,7 @@ def test_a_mask_in_place_of_a_seed(dtype: torch.dtype) -> None:
     expected, _ = on_cpu(x, shape, name, scalars(get(name)), dropout=(SEED, 0.3))
     for shift in (0, 1):
         run = clean(device(dtype, name).epilogue(name, x, shape, scalars(get(name)), dropout=mask, shift=shift))
-        same(run["y"], expected, by_tables=True)
+        same(run["y"], expected, of=name)
 
 
 @pytest.mark.parametrize("extent", ["one", "channel"])
@@ -514,7 +512,7 @@ def test_lstm(dtype: torch.dtype, count: int, hidden: int) -> None:
         run = clean(on.pass_of("lstm", args, number % 2, gates=gates, c=c, **given, h=size, c_new=size))
         shaped = gates.view(count, -1), c.view(rows), bias
         for result, expected in zip(("h", "c_new"), torch.ops.fusedact.lstm_cell_act(*shaped), strict=True):
-            same(run[result], expected.flatten(), by_tables=True)
+            same(run[result], expected.flatten(), of="tanh")
         if bias is not None:
             given["grad_bias"] = ("sum", 4 * hidden, bias.dtype)
         of_h, of_c = grads if number else (grads[0], None)
@@ -524,8 +522,8 @@ def test_lstm(dtype: torch.dtype, count: int, hidden: int) -> None:
         run = clean(on.pass_of("lstm_backward", args, number % 2, **given, **results))
         back = of_h.view(rows), None if of_c is None else of_c.view(rows)
         cpu = torch.ops.fusedact.lstm_cell_act_backward(*back, *shaped, False)
-        same(run["grad_gates"], cpu[0].flatten(), by_tables=True)
-        same(run["grad_c"], cpu[1].flatten(), by_tables=True)
+        same(run["grad_gates"], cpu[0].flatten(), of="tanh")
+        same(run["grad_c"], cpu[1].flatten(), of="tanh")
         if bias is not None:
             near(run["grad_bias"], run["grad_gates"], (count, 4 * hidden, 1))
 
@@ -546,7 +544,7 @@ def test_gru(dtype: torch.dtype, count: int, hidden: int) -> None:
         args = GruArgs(rows=count, hidden=hidden, dtype=DTYPE[dtype])
         run = clean(on.pass_of("gru", args, number % 2, **given, h_new=size))
         shaped = [t.view(count, -1) for t in gates] + [h.view(rows), *biases]
-        same(run["h_new"], torch.ops.fusedact.gru_cell_act(*shaped).flatten(), by_tables=True)
+        same(run["h_new"], torch.ops.fusedact.gru_cell_act(*shaped).flatten(), of="tanh")
         if of is not None:
             given |= {"grad_input_bias": ("sum", 3 * hidden, of), "grad_hidden_bias": ("sum", 3 * hidden, of)}
         results = {"grad_input_gates": of_gates, "grad_hidden_gates": of_gates, "grad_h": size}
@@ -554,7 +552,7 @@ def test_gru(dtype: torch.dtype, count: int, hidden: int) -> None:
         run = clean(on.pass_of("gru_backward", args, number % 2, grad=grad, **given, **results))
         cpu = torch.ops.fusedact.gru_cell_act_backward(grad.view(rows), *shaped, False, False)
         for result, expected in zip(results, cpu, strict=False):
-            same(run[result], expected.flatten(), by_tables=True)
+            same(run[result], expected.flatten(), of="tanh")
         if of is not None:
             near(run["grad_input_bias"], run["grad_input_gates"], (count, 3 * hidden, 1))
             near(run["grad_hidden_bias"], run["grad_hidden_gates"], (count, 3 * hidden, 1))

@@ -13,7 +13,7 @@ struct Curve {
 template <class V>
 FUSEDACT_FN Curve<V> sigmoid_curve(V v) {
   V z = exp_negative(negative_abs(v)), q = V(1) / (V(1) + z), zq = z * q;
-  return {select(v < V(0), zq, q), zq * q};
+  return {if_negative(v, zq, q), zq * q};
 }
 template <class V>
 FUSEDACT_FN Curve<V> tanh_curve(V v) {

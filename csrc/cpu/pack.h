@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstring>
+#include <iterator>
 #include <type_traits>
 
 #include "../math.h"
@@ -203,6 +204,7 @@ struct Pack {
   static constexpr bool for_16_bits = brief;
   static constexpr bool without_fma = !native_fma_rounds_once;
   static constexpr bool looks_up = sizeof(T) == 4 && vector_bytes == 64;
+  static constexpr bool reads_rows = sizeof(T) == 4 && vector_bytes == 32;
   static constexpr int native = vector_bytes / sizeof(T);
   static constexpr int size = 4 * native;
   Quad<Native<T>> v;
@@ -265,6 +267,15 @@ FUSEDACT_INLINE Pack<T, brief> select(Mask<T> m, Pack<T, brief> a, Pack<T, brief
   return each([](auto k, auto x, auto y) FUSEDACT_LAMBDA { return native_select(k, x, y); }, m.v, a.v, b.v);
 }
 template <class T, bool brief>
+FUSEDACT_INLINE Pack<T, brief> if_negative(Pack<T, brief> x, Pack<T, brief> a, Pack<T, brief> b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return each([](auto n, auto p, auto q) FUSEDACT_LAMBDA { return (Native<T>)_mm256_blendv_ps(q, p, n); }, x.v, a.v,
+                b.v);
+#endif
+  return select(x < Pack<T, brief>(0), a, b);
+}
+template <class T, bool brief>
 FUSEDACT_INLINE Pack<T, brief> fma(Pack<T, brief> a, Pack<T, brief> b, Pack<T, brief> c) {
   return each([](auto x, auto y, auto z) FUSEDACT_LAMBDA { return native_fma(x, y, z); }, a.v, b.v, c.v);
 }
@@ -291,14 +302,13 @@ FUSEDACT_INLINE Pack<T, brief> copysign(Pack<T, brief> x, Pack<T, brief> sign) {
       },
       x.v, sign.v);
 }
-// 2^(n + offset), where t = n + table<T>::magic.
+// 2^(n + offset), where t = n + table<T>::magic, which has the exponent's bias in it.
 template <class T, bool brief>
 FUSEDACT_INLINE Pack<T, brief> exponent(Pack<T, brief> t, int offset) {
   return each(
       [offset](auto n) FUSEDACT_LAMBDA {
-        using U = Native<std::make_unsigned_t<int_of<T>>>;
-        constexpr int bias = sizeof(T) == 4 ? 127 : 1023, digits = sizeof(T) == 4 ? 23 : 52;
-        return (Native<T>)(((U)n + static_cast<std::make_unsigned_t<int_of<T>>>(offset + bias)) << digits);
+        using U = std::make_unsigned_t<int_of<T>>;
+        return (Native<T>)(((Native<U>)n + static_cast<U>(offset)) << (sizeof(T) == 4 ? 23 : 52));
       },
       t.v);
 }
@@ -322,6 +332,55 @@ FUSEDACT_INLINE Pack<float, brief> look_up(Pack<float, brief> t, const float (&t
 template <bool brief>
 FUSEDACT_INLINE Pack<float, brief> octave_and_sixteenth(Pack<float, brief> x) {
   return each([](auto n) FUSEDACT_LAMBDA { return (Native<float>)_mm512_srli_epi32((__m512i)n, 19); }, x.v);
+}
+#endif
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each lane the row of its number n, the one next to x per_unit, in any table of so many rows: where it begins, in bytes,
+// and x - n / per_unit. The places go through memory, two in a word: vectors have no faster way to addresses.
+template <bool brief>
+struct Rows {
+  alignas(32) uint64_t places[16];
+  Pack<float, brief> rest;
+};
+template <class Table, bool brief>
+FUSEDACT_INLINE Rows<brief> rows_of(Pack<float, brief> x) {
+  using P = Pack<float, brief>;
+  constexpr float magic = 0x1.8p23f / Table::per_unit;
+  constexpr int last = 16 * (static_cast<int>(std::size(Table::row)) - 1);
+  const P t = x + P(magic);  // n is in its low bits
+  Rows<brief> rows;
+  rows.rest = x - (t - P(magic));
+  auto place = [&](int k, Native<float> n) FUSEDACT_LAMBDA {
+    const __m256i bytes = _mm256_and_si256(_mm256_slli_epi32((__m256i)n, 4), _mm256_set1_epi32(last));
+    _mm256_store_si256((__m256i*)rows.places + k, bytes);
+  };
+  place(0, t.v.a), place(1, t.v.b), place(2, t.v.c), place(3, t.v.d);
+  asm("" : "+m"(rows.places));  // or g++ takes the lanes out of the vectors one by one
+  return rows;
+}
+// The cubics in what is left of x, whose coefficients are the rows.
+template <class Table, bool brief>
+FUSEDACT_INLINE Pack<float, brief> cubic(const Rows<brief>& rows) {
+  auto read = [](uint64_t place)
+                  FUSEDACT_LAMBDA { return _mm_load_ps((const float*)((const char*)Table::row + place)); };
+  auto two = [&](uint64_t first, uint64_t second)
+                 FUSEDACT_LAMBDA { return _mm256_insertf128_ps(_mm256_castps128_ps256(read(first)), read(second), 1); };
+  auto of = [&](int k, Native<float> r) FUSEDACT_LAMBDA {
+    const uint64_t *lane = rows.places + 4 * k, a = lane[0], b = lane[1], c = lane[2], d = lane[3];
+    const __m256 row04 = two((uint32_t)a, (uint32_t)c), row15 = two(a >> 32, c >> 32);
+    const __m256 row26 = two((uint32_t)b, (uint32_t)d), row37 = two(b >> 32, d >> 32);
+    const __m256 low01 = _mm256_unpacklo_ps(row04, row15), low23 = _mm256_unpacklo_ps(row26, row37);
+    const __m256 high01 = _mm256_unpackhi_ps(row04, row15), high23 = _mm256_unpackhi_ps(row26, row37);
+    const __m256 c0 = _mm256_shuffle_ps(low01, low23, 0x44), c1 = _mm256_shuffle_ps(low01, low23, 0xee);
+    const __m256 c2 = _mm256_shuffle_ps(high01, high23, 0x44), c3 = _mm256_shuffle_ps(high01, high23, 0xee);
+    const __m256 bend = _mm256_fmadd_ps(c3, r, c2);
+    auto y = (Native<float>)(Table::slope_at_zero ? _mm256_fmadd_ps(r, c1, _mm256_fmadd_ps(bend, r * r, c0))
+                                                  : _mm256_fmadd_ps(_mm256_fmadd_ps(bend, r, c1), r, c0));
+    asm volatile("" : "+x"(y) : : "memory");  // one vector after the other, or too much of four is in flight
+    return y;
+  };
+  const auto& r = rows.rest.v;
+  return Quad<Native<float>>{of(0, r.a), of(1, r.b), of(2, r.c), of(3, r.d)};
 }
 #endif
 template <class T>
@@ -622,14 +681,17 @@ FUSEDACT_INLINE void stream_pack(S* p, Pack<T, brief> x) {
     native_stream(p + n, x.v.b);
     native_stream(p + 2 * n, x.v.c);
     native_stream(p + 3 * n, x.v.d);
+#if defined(__AVX2__)
+  } else if constexpr (std::is_same_v<S, Half> && sizeof(T) == 4) {  // two halves in memory are not forwarded as one
+    auto both = [](Native<float> a, Native<float> b) FUSEDACT_LAMBDA {
 #if defined(__AVX512F__)
-  } else if constexpr (std::is_same_v<S, Half> && sizeof(T) == 4) {  // two halves of a line are not forwarded as one
-    auto line = [](Native<float> a, Native<float> b) FUSEDACT_LAMBDA {
-      const __m512i first = _mm512_castsi256_si512(_mm512_cvtps_ph(a, 0));
-      return (Native<float>)_mm512_inserti64x4(first, _mm512_cvtps_ph(b, 0), 1);
+      return (Native<float>)_mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph(a, 0)), _mm512_cvtps_ph(b, 0), 1);
+#else
+      return (Native<float>)_mm256_set_m128i(_mm256_cvtps_ph(b, 0), _mm256_cvtps_ph(a, 0));
+#endif
     };
-    native_stream(reinterpret_cast<float*>(p), line(x.v.a, x.v.b));
-    native_stream(reinterpret_cast<float*>(p) + Pack<float>::native, line(x.v.c, x.v.d));
+    native_stream(reinterpret_cast<float*>(p), both(x.v.a, x.v.b));
+    native_stream(reinterpret_cast<float*>(p) + Pack<float>::native, both(x.v.c, x.v.d));
 #endif
   } else {  // narrowed: gather whole vectors first
     constexpr int whole = vector_bytes / sizeof(float), n = sizeof(S) * Pack<T>::size / vector_bytes;
