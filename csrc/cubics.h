@@ -2,7 +2,6 @@
 //
 // row[n modulo their number][k] goes with (x - n / per_unit)^k. The number beside each name is the largest relative
 // error before any rounding of the sum (of the slopes: beside a root, of a tenth of the largest value about that n).
-// slope_at_zero: f(0) is 0 and f'(0) no float, so that beside 0 the term with row[0][1] is best rounded once.
 // clang-format off
 #pragma once
 
@@ -11,7 +10,6 @@ namespace fusedact::cubics {
 struct gelu {  // a Q(a), Q the upper tail of the normal distribution; 6e-08
   static constexpr float limit = 5.75f;
   static constexpr int per_unit = 64;
-  static constexpr bool slope_at_zero = false;
   alignas(64) static constexpr float row[512][4] = {
     {0.0f, 0.5f, -0.39894402f, 0.0007220275f}, {0.00771510601f, 0.487534076f, -0.398843199f, 0.00394587452f},
     {0.0152354715f, 0.475074232f, -0.398555398f, 0.00803735573f}, {0.0225612391f, 0.462626547f, -0.39807272f, 0.0122504272f},
@@ -274,7 +272,6 @@ struct gelu {  // a Q(a), Q the upper tail of the normal distribution; 6e-08
 struct gelu_slope {  // Q(a) - a phi(a); 6e-08
   static constexpr float limit = 5.75f;
   static constexpr int per_unit = 64;
-  static constexpr bool slope_at_zero = false;
   alignas(64) static constexpr float row[512][4] = {
     {0.5f, -0.797884583f, 9.37122331e-06f, 0.265097767f}, {0.487534076f, -0.797689795f, 0.0122228153f, 0.266358912f},
     {0.475074232f, -0.79710567f, 0.0246203728f, 0.265740722f}, {0.462626547f, -0.796132863f, 0.0371585824f, 0.265311837f},
@@ -537,7 +534,6 @@ struct gelu_slope {  // Q(a) - a phi(a); 6e-08
 struct gelu_tanh {  // minus GELU's tanh form at -a; 9e-08
   static constexpr float limit = 5.375f;
   static constexpr int per_unit = 64;
-  static constexpr bool slope_at_zero = false;
   alignas(64) static constexpr float row[512][4] = {
     {0.0f, 0.5f, -0.39894405f, 0.000728721148f}, {0.00771510601f, 0.487534076f, -0.398842424f, 0.00404623896f},
     {0.0152354715f, 0.475074261f, -0.398543596f, 0.00841485895f}, {0.0225612409f, 0.462626696f, -0.398077011f, 0.0119799469f},
@@ -800,7 +796,6 @@ struct gelu_tanh {  // minus GELU's tanh form at -a; 9e-08
 struct gelu_tanh_slope {  // its derivative at -a; 7e-08
   static constexpr float limit = 5.375f;
   static constexpr int per_unit = 64;
-  static constexpr bool slope_at_zero = false;
   alignas(64) static constexpr float row[512][4] = {
     {0.5f, -0.797884583f, 9.37189452e-06f, 0.266413987f}, {0.487534076f, -0.797688842f, 0.012441284f, 0.267679691f},
     {0.475074261f, -0.797101796f, 0.0250662118f, 0.266324043f}, {0.462626666f, -0.79612416f, 0.0378442705f, 0.264819235f},
@@ -1063,7 +1058,6 @@ struct gelu_tanh_slope {  // its derivative at -a; 7e-08
 struct mish {  // x tanh(softplus(x)); 6e-08
   static constexpr float limit = 7.75f;
   static constexpr int per_unit = 64;
-  static constexpr bool slope_at_zero = true;
   alignas(64) static constexpr float row[1024][4] = {
     {0.0f, 0.600000024f, 0.319999933f, -0.0164245106f}, {0.00945306104f, 0.609987557f, 0.31918633f, -0.0182424225f},
     {0.0190619677f, 0.619947493f, 0.318236619f, -0.021044774f}, {0.0288262554f, 0.62987566f, 0.317151487f, -0.0248788949f},
@@ -1582,7 +1576,6 @@ struct mish {  // x tanh(softplus(x)); 6e-08
 struct mish_slope {  // its derivative; 1e-07
   static constexpr float limit = 7.75f;
   static constexpr int per_unit = 32;
-  static constexpr bool slope_at_zero = false;
   alignas(64) static constexpr float row[512][4] = {
     {0.600000024f, 0.640000045f, -0.0481867008f, -0.1838267f}, {0.619947553f, 0.63646251f, -0.0654062331f, -0.183382422f},
     {0.639767706f, 0.631851792f, -0.0821802393f, -0.182022452f}, {0.659427166f, 0.626174688f, -0.0994101316f, -0.180051506f},

@@ -36,7 +36,6 @@ class Cubics:
     per_unit: int
     signed: bool = False
     slope: bool = False  # good to 4 ulp, and absolutely beside a root
-    slope_at_zero: bool = False  # f(0) is 0, and f'(0) no float
 
     @property
     def numbers(self) -> range:
@@ -59,7 +58,7 @@ TABLES = [
     Cubics("gelu_slope", "Q(a) - a phi(a)", lambda a: upper_tail(a) - a * density(a), 5.75, 64, slope=True),
     Cubics("gelu_tanh", "minus GELU's tanh form at -a", lambda a: -gelu_tanh(-a), 5.375, 64),
     Cubics("gelu_tanh_slope", "its derivative at -a", lambda a: gelu_tanh_slope(-a), 5.375, 64, slope=True),
-    Cubics("mish", "x tanh(softplus(x))", lambda x: x * mish_gate(x), 7.75, 64, signed=True, slope_at_zero=True),
+    Cubics("mish", "x tanh(softplus(x))", lambda x: x * mish_gate(x), 7.75, 64, signed=True),
     Cubics("mish_slope", "its derivative", mish_slope, 7.75, 32, signed=True, slope=True),
 ]
 
@@ -73,7 +72,6 @@ def text_of(table: Cubics) -> str:
     lines = [f"struct {table.name} {{  // {table.means}; {worst:.1g}"]
     lines += [f"  static constexpr float limit = {table.limit}f;"]
     lines += [f"  static constexpr int per_unit = {table.per_unit};"]
-    lines += [f"  static constexpr bool slope_at_zero = {str(table.slope_at_zero).lower()};"]
     lines += [f"  alignas(64) static constexpr float row[{table.rows}][4] = {{"]
     lines += [",\n".join("    " + ", ".join(texts[i : i + 2]) for i in range(0, table.rows, 2)) + "};"]
     return "\n".join([*lines, "};"])
@@ -84,7 +82,6 @@ HEADER = """\
 //
 // row[n modulo their number][k] goes with (x - n / per_unit)^k. The number beside each name is the largest relative
 // error before any rounding of the sum (of the slopes: beside a root, of a tenth of the largest value about that n).
-// slope_at_zero: f(0) is 0 and f'(0) no float, so that beside 0 the term with row[0][1] is best rounded once.
 // clang-format off
 #pragma once
 

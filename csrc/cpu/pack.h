@@ -373,9 +373,7 @@ FUSEDACT_INLINE Pack<float, brief> cubic(const Rows<brief>& rows) {
     const __m256 high01 = _mm256_unpackhi_ps(row04, row15), high23 = _mm256_unpackhi_ps(row26, row37);
     const __m256 c0 = _mm256_shuffle_ps(low01, low23, 0x44), c1 = _mm256_shuffle_ps(low01, low23, 0xee);
     const __m256 c2 = _mm256_shuffle_ps(high01, high23, 0x44), c3 = _mm256_shuffle_ps(high01, high23, 0xee);
-    const __m256 bend = _mm256_fmadd_ps(c3, r, c2);
-    auto y = (Native<float>)(Table::slope_at_zero ? _mm256_fmadd_ps(r, c1, _mm256_fmadd_ps(bend, r * r, c0))
-                                                  : _mm256_fmadd_ps(_mm256_fmadd_ps(bend, r, c1), r, c0));
+    auto y = (Native<float>)_mm256_fmadd_ps(_mm256_fmadd_ps(_mm256_fmadd_ps(c3, r, c2), r, c1), r, c0);
     asm volatile("" : "+x"(y) : : "memory");  // one vector after the other, or too much of four is in flight
     return y;
   };
