@@ -66,7 +66,7 @@ bench: build ## the benchmark's quick plan, under a minute: every operator check
 	$(BIN)/python -m fusedact bench --quick
 
 bench-all: build ## the benchmark, about 20 minutes; writes its table into README.md (BENCH="--filter relu" passes options)
-	$(BIN)/python -m fusedact bench --save benchmark-results/results.jsonl --plots benchmark-results --readme README.md $(BENCH)
+	$(BIN)/python -m fusedact bench --save benchmark-results/results.jsonl --markdown benchmark-results/report.md --plots benchmark-results --readme README.md $(BENCH)
 
 lint: lint-python lint-types lint-cpp ## every check that needs no test: ruff, mypy --strict, clang-format
 

@@ -287,7 +287,7 @@ def test_another_file_is_refused(text: str, message: str, tmp_path: Path) -> Non
     assert done.exit_code == 2
 
 
-def test_the_report_goes_between_the_marks(tmp_path: Path) -> None:
+def test_the_summary_goes_between_the_marks(tmp_path: Path) -> None:
     readme, kept = tmp_path / "README.md", tmp_path / "run.jsonl"
     begin, end = report.README_MARKS
     about = measure.environment(SETTINGS, [1])
@@ -338,6 +338,16 @@ def test_goals_are_judged_by_the_worst() -> None:
     reasons = {row[0]: row[-1] for row in report.goals(goals.Figures(found)).rows if row[2].startswith("eager")}
     assert reasons["others 512x3072 float32 forward fresh"].startswith(goals.MATHS)  # in the way of it
     assert reasons["relu 512x3072 float32 forward fresh"] == ""
+
+
+@pytest.mark.parametrize(
+    ("of_ceiling", "why"), [(0.9, "memory: it moves 90%"), (0.7, goals.MATHS), (None, goals.MATHS)]
+)
+def test_who_keeps_pace_with_a_copy_is_stopped_by_memory(of_ceiling: float | None, why: str) -> None:
+    found = [a_result("eager", 150, case="silu"), a_result("fusedact", 100, case="silu", of_ceiling=of_ceiling)]
+    (verdict,) = goals.verdicts(goals.Figures(found))
+    assert not verdict.met
+    assert verdict.why.startswith(why)
 
 
 @pytest.mark.parametrize("goal", goals.GOALS, ids=str)

@@ -197,8 +197,7 @@ void run_backward(const Activation& a, const GatedBackwardArgs& args) {
   const bool stream = beyond_cache(2 * bytes, 5 * bytes);
   const bool ahead = !storage.converts() && args.halves.step == 1 && worth_fetching(bytes);
   const auto kernel = gated().backward[a.index][static_cast<int>(seen)];
-  const int64_t pitch = args.halves.pitch ? args.halves.pitch : rows.length;  // two tensors lie as the result does
-  auto run = [&](const auto& met, Sums<C> into, int64_t at, int64_t count, int64_t together) {
+  auto run = [&](const auto& met, Sums<C> into, int64_t at, int64_t count, int64_t) {
     Buffer<C> gates, values, incoming, of_gate, of_value;
     for (int64_t done = 0, n; done < count; done += n) {
       n = access.take(at + done, count - done);
@@ -207,7 +206,7 @@ void run_backward(const Activation& a, const GatedBackwardArgs& args) {
       void* grad_gate = access.out(args.grad_gate, at + done, n, of_gate);
       void* grad_value = access.out(args.grad_value, at + done, n, of_value);
       const bool in_place = grad_value != of_value;
-      kernel({n, together, rows.length, pitch, grad, gate, value, advanced(met.bias, done, sizeof(C)),
+      kernel({n, grad, gate, value, advanced(met.bias, done, sizeof(C)),
               operands.has_weight ? advanced(met.weight, done, sizeof(C)) : access.nothing(), &args.scalars, grad_gate,
               grad_value, into.bias ? into.bias + done : nullptr, into.weight ? into.weight + done : nullptr,
               stream && in_place, ahead});
@@ -216,9 +215,7 @@ void run_backward(const Activation& a, const GatedBackwardArgs& args) {
   };
   if (!sums) return for_elements(rows, operands, args.parallel, grain, run);
   const Wanted wanted[2] = {{args.grad_gate_bias, false}, {args.grad_value_bias, false}};
-  // Two rows share each load and store of a sum, where a row is one of the halves, and nothing is converted.
-  const bool alike = args.halves.step == 1 && (args.halves.pitch == 0 || rows.length == args.halves.length);
-  for_tiles(args.shape, rows, operands, args.parallel, grain, wanted, alike && !storage.converts() ? 2 : 1, run);
+  for_tiles(args.shape, rows, operands, args.parallel, grain, wanted, 1, run);
 }
 
 bool computed_in_double(const Activation& a, DType t) { return t == DType::float64 || a.wide; }

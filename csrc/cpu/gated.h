@@ -17,10 +17,8 @@ struct GatedRun {
   bool ahead = false;  // what is read is asked for before its turn
 };
 
-// `rows` runs of `count` elements that meet the same biases and add to the same sums; those of grad are grad_pitch apart,
-// the others pitch.
 struct GatedBackwardRun {
-  int64_t count, rows, grad_pitch, pitch;
+  int64_t count;
   const void *grad, *gate, *value;
   Lane gate_bias, value_bias;
   const GatedScalars* scalars;

@@ -240,15 +240,13 @@ void backward_run(const BackwardRun& run) {
   const Epilogue<V> epilogue(*run.scalars);
   const Elements<S> grad(run.grad, run.ahead), saved(run.saved, run.ahead), grad_x(run.grad_x);
   const Lane bias = run.bias;
-  const int64_t rows = run.rows, pitch = run.pitch;
   const bool stream = run.stream;
   T* const bias_sum = static_cast<T*>(run.bias_sum);
   T* const weight_sum = static_cast<T*>(run.weight_sum);
   auto loop = [&](auto plain) FUSEDACT_LAMBDA {
     for_packs<T>(run.count, [&](int64_t i, auto width) FUSEDACT_LAMBDA {
       FunctorFor<F> f = functor(shared, *run.scalars, run.weight, i, width);
-      V sum(0), w_sum(0);
-      for (int64_t row = 0, at = i; row < rows; ++row, at += pitch) {
+      auto one = [&](int64_t at) FUSEDACT_LAMBDA {
         V g = grad.read(at, width), r;
         if constexpr (!plain) {
           if (epilogue.active) g = g * epilogue.gain;
@@ -264,7 +262,7 @@ void backward_run(const BackwardRun& run) {
           }
           r = gradient(f, g, v);
           if constexpr (requires { f.weight_derivative(v); }) {
-            if (weight_sum) w_sum = w_sum + g * f.weight_derivative(v);
+            if (weight_sum) add_to(weight_sum + i, g * f.weight_derivative(v), width);
           }
         } else if constexpr (kind == Saved::output) {
           r = gradient_from_output(f, g, saved.read(at, width));
@@ -272,11 +270,16 @@ void backward_run(const BackwardRun& run) {
           auto outer = mask_from_bits<T>(get_bits(run.mask, run.mask_at + at, width_of(width)));
           r = select(outer, f.outer_gradient(g), f.inner_gradient(g));
         }
-        sum = sum + r;
         grad_x.write(at, r, width, stream);
+        return r;
+      };
+      V sum(0);
+      if constexpr (F::cheap) {
+        for (int64_t row = 0, at = i; row < run.rows; ++row, at += run.pitch) sum = sum + one(at);
+      } else {
+        sum = one(i);
       }
       if (bias_sum) add_to(bias_sum + i, sum, width);
-      if (weight_sum) add_to(weight_sum + i, w_sum, width);
     });
   };
   if (epilogue.active)

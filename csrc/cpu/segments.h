@@ -27,7 +27,7 @@ struct ForwardRun {
   bool ahead = false;  // what is read is asked for before its turn
 };
 
-// `rows` runs of `count` elements, `pitch` apart, that meet the same bias and add to the same sums.
+// `rows` runs of `count` elements, `pitch` apart, that meet the same bias and add to the same sums; one, unless it is cheap.
 struct BackwardRun {
   int64_t count, rows, pitch;
   const void* grad;

@@ -6,6 +6,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <fstream>
 
@@ -16,14 +17,18 @@ namespace fusedact::cpu {
 
 // ---- when a second thread, and when a store past the caches, pay ----------------------------------------------------
 
-// What of the last-level cache one core can use. The kernel knows; the C library adds up a whole socket (384 MiB for 32).
+// What of the last-level cache one core can count on. The kernel knows what is near it; the C library adds up a whole socket (384
+// MiB for 32). A cache that all cores of a socket share is the other cores', too: with 260 MiB, results of 32 MiB and more took
+// twice as long as past it.
 inline int64_t last_level_cache() {
+  constexpr int64_t most = int64_t{32} << 20;
   long size = 0;
-  if (std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size"); file >> size) return int64_t{size} << 10;
+  if (std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size"); file >> size)
+    return std::min(int64_t{size} << 10, most);
 #if defined(_SC_LEVEL3_CACHE_SIZE)
   size = sysconf(_SC_LEVEL3_CACHE_SIZE);
 #endif
-  return size > 0 ? static_cast<int64_t>(size) : int64_t{32} << 20;
+  return size > 0 ? std::min(static_cast<int64_t>(size), most) : most;
 }
 // Whether results are stored past the caches: no line is read before it is written then, and none that is in use is pushed out.
 // What a single tensor is made into goes there if it is larger than the cache. With `touched`, all that a pass reads (two

@@ -41,8 +41,8 @@ def main(
     save: Annotated[Path | None, typer.Option(help="Keep the figures in this file, as JSON lines.")] = None,
     against: Annotated[Path | None, typer.Option(help="Compare with the figures in this file.")] = None,
     show: Annotated[Path | None, typer.Option(help="Measure nothing; show the figures in this file.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the report, as Markdown, to this file.")] = None,
-    readme: Annotated[Path | None, typer.Option(help="Put the report between the marks of this file.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the whole report, as Markdown, to this file.")] = None,
+    readme: Annotated[Path | None, typer.Option(help="Put the summary between the marks of this file.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw ratios, roofline and sizes into this folder.")] = None,
     as_list: Annotated[bool, typer.Option("--list", help="Say what would be measured, and measure nothing.")] = False,
 ) -> None:

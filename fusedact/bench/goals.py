@@ -63,7 +63,7 @@ class Goal:
     least: float
     mean: bool = False
     who: str = OURS
-    why: str = ""  # what was found in the way where it was missed (benchmarks/NOTES.md)
+    why: str = ""  # what was found in the way where it was missed and memory was not (benchmarks/NOTES.md)
 
     def __str__(self) -> str:
         text = self.filter
@@ -154,6 +154,9 @@ GOALS = (
 )
 
 
+NEARLY_A_COPY = 0.75  # then it is memory that sets the pace, whatever is computed
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How a goal fared on one number of threads."""
@@ -163,10 +166,20 @@ class Verdict:
     measured: float
     worst: str  # the case that decides, or "geometric mean of N"
     missing: tuple[str, ...]  # cases below the goal
+    of_ceiling: float | None = None  # which part of a copy's bytes per second the worst moves
 
     @property
     def met(self) -> bool:
         return self.measured >= self.goal.least
+
+    @property
+    def why(self) -> str:
+        """What is in the way; nothing where the goal is met."""
+        if self.met:
+            return ""
+        if self.goal.rival in (EAGER, COMPILE) and (self.of_ceiling or 0) >= NEARLY_A_COPY:
+            return f"memory: it moves {self.of_ceiling:.0%} of the bytes per second that a copy does"
+        return self.goal.why
 
 
 def measured(figures: Figures, goal: Goal, result: Result) -> float | None:
@@ -192,7 +205,7 @@ def verdicts(figures: Figures) -> Iterator[Verdict]:
             else:
                 worst = min(found, key=found.__getitem__)
                 missing = dict.fromkeys(r.case for r, value in found.items() if value < goal.least)
-                yield Verdict(goal, threads, found[worst], worst.case, tuple(missing))
+                yield Verdict(goal, threads, found[worst], worst.case, tuple(missing), worst.of_ceiling)
 
 
 def wanted(result: Result, rival: str) -> float | None:

@@ -17,6 +17,7 @@ from fusedact.bench.providers import CEILINGS, COMPILE, EAGER, MASK, NO_LIST, OU
 from fusedact.bench.results import Change, Result, Run, changes
 
 README_MARKS = ("<!-- benchmark:begin -->", "<!-- benchmark:end -->")
+README_LINK = "Every goal, every time, other machines: [docs/benchmarks.md](docs/benchmarks.md).\n"
 MISSED = "✗"
 RIVALS = (EAGER, COMPILE)
 ROOFS = {ceiling.name for ceiling in CEILINGS}
@@ -188,7 +189,7 @@ def goals(figures: Figures) -> Sheet:
         who = v.worst + (f"; also below: {', '.join(rest)}" if rest else "")
         reached = f"{v.measured:.2f}×" + ("" if v.met else f" {MISSED}")
         goal = f"{v.goal.rival} " + (f"/ {v.goal.least:.3g}" if v.goal.rival == KEPT else f"{v.goal.least:.3g}×")
-        rows.append([str(v.goal), str(v.threads), goal, reached, who, "" if v.met else v.goal.why])
+        rows.append([str(v.goal), str(v.threads), goal, reached, who, v.why])
     columns = ["setting", "threads", "goal", "measured", "by the worst", "in the way"]
     return Sheet(f"Goals ({MISSED}: missed)", columns, rows)
 
@@ -265,31 +266,29 @@ def sheets(run: Run) -> Iterator[Sheet]:
         yield wishes
 
 
-def markdown(run: Run) -> str:
-    """The headline, and everything else folded below it."""
+def summary(run: Run) -> str:
+    """The headline, how many goals were missed, and where it was measured, as Markdown."""
     figures = Figures(run.results)
     found = list(verdicts(figures))
     missed = sum(not v.met for v in found)
     lost = f"{missed} of {len(found)} goals missed, marked {MISSED}" if missed else f"all {len(found)} goals met"
     head = headline(figures)
-    details = "\n\n".join([goals(figures).markdown(), *(s.markdown() for s in sheets(run) if "Goals" not in s.title)])
     first = f"{head.title}\n\n{head.markdown(titled=False)}\n\n" if head.rows else ""
-    return f"""{first}{lost.capitalize()}. Backward includes the gradient of the bias. {machine(run.about)}.
-How it is measured: [benchmarks/NOTES.md](benchmarks/NOTES.md).
+    return f"{first}{lost.capitalize()}. Backward includes the gradient of the bias. {machine(run.about)}.\n"
 
-<details><summary>Every goal, every time, every setting</summary>
 
-Median ± half the distance of the quartiles. `copy` moves x to memory that is there already, and computes nothing; GB/s
-and "of a copy" are fusedact's.
-
-{details}
-
-</details>
-"""
+def markdown(run: Run) -> str:
+    """The summary, every goal, and every time, as a page of its own."""
+    tables = [goals(Figures(run.results)), *(sheet for sheet in sheets(run) if "Goals" not in sheet.title)]
+    note = (
+        "Median ± half the distance of the quartiles. `copy` moves x to memory that is there already, and computes\n"
+        'nothing; GB/s and "of a copy" are fusedact\'s.'
+    )
+    return "\n\n".join([f"# {run.about['cpu']}", summary(run) + "\n" + note, *(t.markdown() for t in tables)]) + "\n"
 
 
 def write_readme(path: Path, run: Run) -> None:
-    """Put the report between the marks of `path`.
+    """Put the summary between the marks of `path`.
 
     Raises:
         ValueError: there are no such marks, or several.
@@ -299,4 +298,4 @@ def write_readme(path: Path, run: Run) -> None:
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"{path} must have one {begin} and, after it, one {end}")
     before, after = text[: text.index(begin)], text[text.index(end) :]
-    path.write_text(f"{before}{begin}\n{markdown(run)}{after}")
+    path.write_text(f"{before}{begin}\n{summary(run)}{README_LINK}{after}")
