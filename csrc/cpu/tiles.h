@@ -98,6 +98,11 @@ struct Wanted {
   bool one;  // summed over the channels too
 };
 
+template <class C>
+void add_up(double* to, const C* from, int64_t count) {
+  for (int64_t j = 0; j < count; ++j) to[j] += from[j];
+}
+
 // Adds up `partial` [chunks, length] per channel; what it holds then is of no use any more.
 inline void fold(const Wanted& wanted, const Shape& s, const Rows& rows, int64_t chunks, int64_t length,
                  std::vector<double>& partial) {
@@ -105,8 +110,7 @@ inline void fold(const Wanted& wanted, const Shape& s, const Rows& rows, int64_t
   std::vector<double> total;
   if (rows.along) {
     double* const column = partial.data();
-    for (int64_t k = 1; k < chunks; ++k)
-      for (int64_t j = 0; j < length; ++j) column[j] += partial[k * length + j];
+    for (int64_t k = 1; k < chunks; ++k) add_up(column, &partial[k * length], length);
     if (length == outputs && s.inner == 1) return put(wanted.sum, column, outputs);
     total.assign(outputs, 0.0);
     for (int64_t j = 0; j < length;)
@@ -159,7 +163,7 @@ void for_tiles(const Shape& s, const Rows& rows, const Operands<C>& operands, co
             run(met, into, at, count, taken);
           }
           for (int i = 0; i < 2; ++i)
-            for (int64_t j = 0; ask[i] && j < width; ++j) partial[i][chunk * rows.length + column + j] += sums[i][j];
+            if (ask[i]) add_up(&partial[i][chunk * rows.length + column], sums[i], width);
         }
       }
     });
