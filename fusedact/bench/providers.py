@@ -88,8 +88,8 @@ PROVIDERS = (
     Provider(LIGER, "liger", devices=("cuda",)),
     Provider(OURS, "fusedact"),
     Provider(OURS_COMPILED, "fusedact", compiled, modes=ONCE),
-    # Results of less than 2 MiB never come from the list.
-    Provider(NO_LIST, "fusedact", around=no_free_list, outputs=(FRESH,), least=2 << 20, devices=("cpu",)),
+    # Results of less than 1.5 MiB never come from the list.
+    Provider(NO_LIST, "fusedact", around=no_free_list, outputs=(FRESH,), least=3 << 19, devices=("cpu",)),
     Provider(MASK, "mask", modes=(GRAD, BACKWARD), outputs=(FRESH,)),
     # The matrix product without bias and activation: the ceiling of a linear layer.
     Provider(PRODUCT, "product", modes=(FORWARD,), outputs=(FRESH,), checked=False),
